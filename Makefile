@@ -1,0 +1,115 @@
+# Every recipe sets up what it needs. The profiles (release, checked, coverage, asan) never share a file:
+# release is built in place, the others under build/PROFILE/lib, which their tests put first on the path.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+TEST_JOBS ?= 2
+DEMO ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMPS := build/stamps
+CORE := $(wildcard fastpaxos_core/*.pyx fastpaxos_core/*.pxd fastpaxos_core/*.h)
+LIBRARY := $(CORE) $(shell find pyapi fastpaxos_core -name '*.py' -o -name '*.pyi' -o -name py.typed)
+
+# pytest on the profile $(1), found in the folders $(2). Processes that tests start inherit both variables.
+pytest = PYTHONSAFEPATH=1 PYTHONPATH="$(subst $() ,:,$(addprefix $(CURDIR)/,$(2)))" FASTPAXOS_TEST_EXPECT_BUILD=$(1) \
+	$(BIN)/python -m pytest -q -o pythonpath="$(2) tests" $(PYTEST_ARGS)
+RELEASE := pyapi .
+# Unit tests share nothing and run side by side; integration tests time out processes and have the machine alone.
+PARALLEL := -n $(TEST_JOBS) --ignore=tests/integration
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build build-checked test test-all check format bench demo annotate coverage asan docs dist clean
+
+help:  ## print the recipes
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
+
+build: $(STAMPS)/release  ## build the core in place and install the package, editable, into .venv
+build-checked: $(STAMPS)/checked  ## build the core with bounds, overflow and ring checks into build/checked/lib
+
+test: build build-checked  ## run the default test suite on the release build, then on the checked build
+	$(call pytest,release,$(RELEASE)) -m "not slow" $(PARALLEL)
+	$(call pytest,release,$(RELEASE)) -m "not slow" tests/integration
+	$(call pytest,checked,build/checked/lib) -m "not slow" $(PARALLEL)
+	$(call pytest,checked,build/checked/lib) -m "not slow" tests/integration
+
+test-all: build build-checked  ## run every test, the slow ones included, on both builds
+	$(call pytest,release,$(RELEASE)) $(PARALLEL)
+	$(call pytest,release,$(RELEASE)) tests/integration
+	$(call pytest,checked,build/checked/lib) $(PARALLEL)
+	$(call pytest,checked,build/checked/lib) tests/integration
+
+check: build  ## run ruff, mypy --strict, stubtest on every compiled module, cython-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
+	MYPYPATH=pyapi:. $(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml fastpaxos_core
+	$(BIN)/cython-lint fastpaxos_core
+
+format: $(STAMPS)/venv  ## let ruff rewrite the Python files in the project's style
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+
+bench: build  ## run the benchmark suite; every benchmark also checks its own result
+	$(call pytest,release,$(RELEASE)) bench --benchmark-only
+
+demo: build  ## three durable replicas under load; the leader is killed and nothing is lost (DEMO="--seconds 20")
+	$(BIN)/fastpaxos demo $(DEMO)
+
+annotate: $(STAMPS)/venv  ## write Cython's annotated sources to build/annotate (yellow lines call Python)
+	mkdir -p build/annotate/fastpaxos_core && cp $(CORE) fastpaxos_core/*.py build/annotate/fastpaxos_core/
+	cd build/annotate && $(abspath $(BIN))/cython -3 --annotate -X boundscheck=False -X wraparound=False \
+		-X initializedcheck=False -X cdivision=True fastpaxos_core/*.pyx && ls fastpaxos_core/*.html
+
+coverage: $(STAMPS)/coverage  ## line coverage of Python and Cython code by the default suite
+	cd build/coverage/lib && cp ../cython/fastpaxos_core/*.c $(addprefix $(CURDIR)/,$(CORE)) fastpaxos_core/
+	$(call pytest,coverage,build/coverage/lib) -m "not slow" --ignore=tests/integration --timeout=600 \
+		--cov=fastpaxos --cov=fastpaxos_core --cov-report=term --cov-report=html:build/coverage/html
+
+asan: $(STAMPS)/asan  ## run the tests of the core under the address and undefined behaviour sanitizers
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	$(call pytest,asan,build/asan/lib) -m "not slow" --ignore=tests/integration --ignore=tests/meta --timeout=600
+
+docs: $(STAMPS)/venv  ## check that every link and file name in the documents leads somewhere
+	$(BIN)/python -m pytest -q tests/meta/test_documents.py
+
+dist: $(STAMPS)/venv  ## build the source distribution and the wheel into dist/
+	$(BIN)/python -P -m build --no-isolation --outdir dist .
+
+clean:  ## remove everything that was built, the virtual environment excepted
+	rm -rf build dist *.egg-info fastpaxos_core/*.so fastpaxos_core/*.c fastpaxos_core/*.html
+
+$(STAMPS)/venv: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "fastpaxos needs Python 3.11 or newer: set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+		|| { echo "Python.h is missing: apt-get install python3-dev (or run .ci/run as root)" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")' > build/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r build/requirements.txt
+	touch $@
+
+# A change of flags or directives makes every generated and compiled file of the profile stale.
+$(STAMPS)/%-flags: setup.py $(STAMPS)/venv
+	rm -rf build/$*/cython build/$*/tmp build/$*/lib
+	touch $@
+
+$(STAMPS)/release: $(CORE) pyproject.toml $(STAMPS)/release-flags
+	FASTPAXOS_BUILD=release FASTPAXOS_JOBS=$(JOBS) $(BIN)/python setup.py --quiet \
+		build_ext --inplace --parallel $(JOBS) --build-temp build/release/tmp
+	FASTPAXOS_BUILD=release $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-build-isolation --no-deps --editable .
+	touch $@
+
+$(STAMPS)/checked $(STAMPS)/coverage $(STAMPS)/asan: $(STAMPS)/%: $(LIBRARY) pyproject.toml $(STAMPS)/%-flags
+	FASTPAXOS_BUILD=$* FASTPAXOS_JOBS=$(JOBS) $(BIN)/python setup.py --quiet \
+		build --build-base build/$* --build-lib build/$*/lib --build-temp build/$*/tmp --parallel $(JOBS)
+	touch $@
+.PRECIOUS: $(STAMPS)/%-flags

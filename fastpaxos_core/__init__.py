@@ -1,0 +1,33 @@
+"""The compiled, sans-I/O core of fastpaxos: no sockets, no clock, no randomness, no event loop.
+
+`fastpaxos` is built on it; use it directly to bring your own transport (docs/protocol.md has the rules).
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+try:
+    from fastpaxos_core.build import CHECKED, PROFILE
+except ImportError as error:
+    raise ImportError(
+        "fastpaxos_core is not built for this Python: run `make build` in a source tree, or `pip install .`"
+    ) from error
+
+__all__ = ["BuildInfo", "build_info"]
+
+__version__ = "0.1.0"
+
+
+class BuildInfo(TypedDict):
+    """What `build_info` returns."""
+
+    version: str
+    profile: str
+    checked: bool
+
+
+def build_info() -> BuildInfo:
+    """Return the version, the build profile ("release", "checked", "coverage" or "asan") and whether ring accesses
+    are checked in C."""
+    return {"version": __version__, "profile": PROFILE, "checked": CHECKED}

@@ -1,0 +1,2 @@
+PROFILE: str
+CHECKED: bool

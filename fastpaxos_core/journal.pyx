@@ -1,0 +1,833 @@
+"""The journal, the write-ahead log: formats, live side, and the index for reading back (DESIGN 5.11).
+
+The journal is sans-I/O: `seal` says which bytes go where, the shell writes and syncs them in that order and reports with
+`synced`; `locate` says which bytes to read, `parse` judges them. Recovery is in journal_recovery.
+
+Every group-commit write carries its own number (its ticket), the last number known durable, the promised ballot and a
+commit index. Its checksum covers incarnation, segment and offset, so that recycled and misdirected bytes are seen. Blocks
+are covered by their own checksum and bound to their slots by the value CRC of the descriptor.
+"""
+
+from collections import deque
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from fastpaxos_core.block cimport BlockHeader, block_check, value_crc
+from fastpaxos_core.types cimport BATCH_COMMITTED
+
+from fastpaxos_core.errors import ConfigError, InvariantError
+
+
+cdef extern from "crc32c.h":
+    uint32_t fp_crc32c(uint32_t crc, const void* data, size_t size) noexcept nogil
+
+
+cdef enum:
+    JOIN_BYTES_MAX = 4096           # blocks below this size are copied next to the head, larger ones are not
+    PENDING_INITIAL = 64
+
+cdef uint64_t SEGMENT_MAGIC = 0x3130474553585046        # "FPXSEG01"
+cdef uint64_t SLOT_INFINITY = 0xFFFFFFFFFFFFFFFF
+cdef uint64_t SEGMENT_BYTES_MIN = 4096
+cdef uint64_t SEGMENT_BYTES_MAX = 1 << 40
+cdef uint64_t INDEX_ENTRY_BYTES = 256 << 10
+
+
+cdef uint32_t write_crc(uint64_t incarnation, uint64_t segment_number, uint64_t offset,
+                        const uint8_t* head, size_t head_bytes) noexcept nogil:
+    cdef uint64_t[3] place
+    cdef uint32_t crc
+    place[0] = incarnation
+    place[1] = segment_number
+    place[2] = offset
+    crc = fp_crc32c(0, <const void*>place, sizeof(place))
+    crc = fp_crc32c(crc, head, 8)
+    return fp_crc32c(crc, head + 12, head_bytes - 12)
+
+
+cdef int write_check(const uint8_t* data, size_t size, uint64_t incarnation, uint64_t segment_number, uint64_t offset,
+                     uint64_t segment_bytes, WriteHeader* header) noexcept nogil:
+    cdef uint64_t head_bytes, block_bytes, index
+    cdef const BatchDescriptor* descriptor
+    if size < WRITE_HEADER_BYTES:
+        return -1
+    memcpy(header, data, WRITE_HEADER_BYTES)
+    if header.magic != WRITE_MAGIC or offset > segment_bytes:
+        return 0
+    head_bytes = WRITE_HEADER_BYTES + <uint64_t>header.descriptor_count * DESCRIPTOR_BYTES
+    if header.total_bytes < head_bytes or header.total_bytes > segment_bytes - offset:
+        return 0
+    if size < head_bytes:
+        return -1
+    if write_crc(incarnation, segment_number, offset, data, head_bytes) != header.crc:
+        return 0
+    if (header.version != WRITE_VERSION or header.kind > WRITE_MARKER or header.flags & ~WRITE_FLAGS_KNOWN
+            or header.reserved != 0):
+        return -2
+    block_bytes = 0
+    for index in range(header.descriptor_count):
+        descriptor = <const BatchDescriptor*>(data + WRITE_HEADER_BYTES + index * DESCRIPTOR_BYTES)
+        if descriptor.flags & ~<uint32_t>BATCH_COMMITTED or descriptor.reserved:
+            return -2
+        if descriptor.slot_begin == 0 or descriptor.slot_begin >= descriptor.slot_end:
+            return 0
+        block_bytes += descriptor.block_bytes
+    return header.total_bytes == head_bytes + block_bytes
+
+
+cdef bint block_matches(const BatchDescriptor* descriptor, const uint8_t* block) noexcept nogil:
+    cdef BlockHeader header
+    if block_check(block, descriptor.block_bytes, &header, True) != 0:
+        return False
+    return descriptor.value_crc == value_crc(
+        descriptor.slot_begin, descriptor.slot_end, descriptor.timestamp_ns, header.crc
+    )
+
+
+cdef uint32_t segment_header_crc(const uint8_t* data) noexcept nogil:
+    return fp_crc32c(fp_crc32c(0, data, 12), data + 16, SEGMENT_HEADER_BYTES - 16)
+
+
+cdef bytes encode_segment_header(SegmentHeader* header):
+    cdef bytes data = PyBytes_FromStringAndSize(NULL, SEGMENT_FIRST_OFFSET)
+    cdef uint8_t* copy = <uint8_t*>PyBytes_AS_STRING(data)
+    cdef uint32_t crc
+    memset(copy, 0, SEGMENT_FIRST_OFFSET)
+    header.magic = SEGMENT_MAGIC
+    header.version = SEGMENT_VERSION
+    header.crc = 0
+    memcpy(copy, header, sizeof(SegmentHeader))
+    crc = segment_header_crc(copy)
+    (<SegmentHeader*>copy).crc = crc
+    memcpy(copy + SEGMENT_HEADER_BYTES, copy, SEGMENT_HEADER_BYTES)
+    return data
+
+
+cdef bint decode_segment_header(const uint8_t* data, SegmentHeader* header) noexcept nogil:
+    memcpy(header, data, sizeof(SegmentHeader))
+    return header.magic == SEGMENT_MAGIC and header.crc == segment_header_crc(data)
+
+
+cdef str segment_name_of(uint64_t segment_number):
+    return f"journal-{segment_number:016x}.segment"
+
+
+cdef class StoredBatch:
+    """A batch and where its block stands: `owner[offset:offset + block_bytes]`. Keeps `owner` alive."""
+
+    @staticmethod
+    cdef StoredBatch make(const BatchDescriptor* descriptor, bytes owner, size_t offset):
+        cdef StoredBatch batch = StoredBatch.__new__(StoredBatch)
+        batch.descriptor = descriptor[0]
+        batch.owner = owner
+        batch.offset = offset
+        return batch
+
+    @property
+    def slot_begin(self) -> int:
+        """First slot."""
+        return self.descriptor.slot_begin
+
+    @property
+    def slot_end(self) -> int:
+        """One past the last slot."""
+        return self.descriptor.slot_end
+
+    @property
+    def ballot(self) -> int:
+        """Ballot in which it was accepted; only informative when `committed`."""
+        return self.descriptor.ballot
+
+    @property
+    def timestamp_ns(self) -> int:
+        """UTC nanoseconds given by the leader that first proposed it."""
+        return self.descriptor.timestamp_ns
+
+    @property
+    def value_crc(self) -> int:
+        """Names the value: CRC32C over slots, timestamp and the block's own CRC."""
+        return self.descriptor.value_crc
+
+    @property
+    def committed(self) -> bool:
+        """True when it was learned as chosen instead of being accepted."""
+        return bool(self.descriptor.flags & BATCH_COMMITTED)
+
+    @property
+    def block_bytes(self) -> int:
+        """Length of the block."""
+        return self.descriptor.block_bytes
+
+    @property
+    def block(self) -> bytes:
+        """A copy of the block."""
+        return bytes(self.owner[self.offset:self.offset + self.descriptor.block_bytes])
+
+    def __repr__(self) -> str:
+        return (f"StoredBatch([{self.descriptor.slot_begin}, {self.descriptor.slot_end}), "
+                f"ballot={self.descriptor.ballot:#x}, value_crc={self.descriptor.value_crc:#010x}, "
+                f"committed={self.committed})")
+
+
+cdef class JournalWrite:
+    """One sealed group commit: create `new_segment` durably if it is not None, then write `buffers` at `offset`.
+
+    Writes must be carried out one after the other, each synced before the next begins (a marker is not synced).
+    """
+
+    def __repr__(self) -> str:
+        return (f"JournalWrite(ticket={self.ticket}, segment={self.segment_number}, offset={self.offset}, "
+                f"nbytes={self.nbytes}, is_marker={self.is_marker}, new_segment={self.new_segment is not None})")
+
+
+cdef class JournalRead:
+    """One piece of the journal to be read: `length` bytes at `offset` of `segment_name`, then given to `parse`."""
+
+    @property
+    def is_corrupt(self) -> bool:
+        """True after `parse` found the slot's record unreadable (and not just absent from this piece)."""
+        return self.outcome == READ_CORRUPT
+
+    def __repr__(self) -> str:
+        return (f"JournalRead(slot={self.slot}, segment={self.segment_number}, offset={self.offset}, "
+                f"length={self.length}, position={self.position})")
+
+
+cdef class JournalIndex:
+    """Which pieces of the journal cover which slots, in journal order: 48 bytes per 256 KiB of writes."""
+
+    def __cinit__(self):
+        self.entry_bytes_min = INDEX_ENTRY_BYTES
+        self.closed = True
+
+    def __dealloc__(self):
+        free(self.entries)
+
+    def __len__(self) -> int:
+        return self.count
+
+    cdef int grow(self) except -1:
+        cdef Py_ssize_t capacity = 2 * self.capacity if self.capacity else 16
+        cdef IndexEntry* entries
+        if self.count < self.capacity:
+            return 0
+        entries = <IndexEntry*>realloc(self.entries, capacity * sizeof(IndexEntry))
+        if entries == NULL:
+            raise MemoryError(f"no memory for {capacity} journal index entries")
+        self.entries = entries
+        self.capacity = capacity
+        return 0
+
+    cdef int add(self, uint64_t segment_number, uint64_t offset, uint64_t nbytes, slot_t slot_min,
+                 slot_t slot_max) except -1:
+        """Add a write: it extends the last entry while that is small and ends where the write begins."""
+        cdef IndexEntry* last
+        cdef uint64_t sector = offset // WRITE_ALIGNMENT
+        cdef uint64_t sector_count = nbytes // WRITE_ALIGNMENT
+        cdef uint64_t slot_before = 0
+        if sector + sector_count > 0xFFFFFFFF:
+            raise InvariantError(f"a write of {nbytes} bytes at offset {offset} does not fit into the journal index")
+        if not self.closed:
+            last = &self.entries[self.count - 1]
+            if (last.segment_number == segment_number and last.sector + last.sector_count == sector
+                    and last.sector_count * <uint64_t>WRITE_ALIGNMENT < self.entry_bytes_min):
+                last.sector_count += <uint32_t>sector_count
+                if slot_min > slot_max:
+                    return 0
+                last.slot_min = min(last.slot_min, slot_min)
+                last.slot_max = max(last.slot_max, slot_max)
+                self._spread(slot_min)
+                return 0
+        if slot_min > slot_max:
+            return 0
+        self.grow()
+        if self.count:
+            slot_before = self.entries[self.count - 1].prefix_slot_max
+        last = &self.entries[self.count]
+        last.segment_number = segment_number
+        last.sector = <uint32_t>sector
+        last.sector_count = <uint32_t>sector_count
+        last.slot_min = slot_min
+        last.slot_max = slot_max
+        last.suffix_slot_min = slot_min
+        last.prefix_slot_max = max(slot_before, slot_max)
+        self.count += 1
+        self.closed = False
+        self._spread(slot_min)
+        return 0
+
+    cdef int _spread(self, slot_t slot_min) except -1:
+        """Keep the running minimum and maximum right after the last entry has changed."""
+        cdef IndexEntry* last = &self.entries[self.count - 1]
+        cdef Py_ssize_t position = self.count - 2
+        last.prefix_slot_max = max(last.prefix_slot_max, last.slot_max)
+        last.suffix_slot_min = last.slot_min
+        while position >= 0 and self.entries[position].suffix_slot_min > slot_min:
+            self.entries[position].suffix_slot_min = slot_min
+            position -= 1
+        return 0
+
+    cdef int add_refill(self, uint64_t segment_number, uint64_t offset, uint64_t nbytes, slot_t slot_min,
+                        slot_t slot_max) except -1:
+        """Add an entry of its own, so that old slots written again do not widen the range of the newest entry."""
+        self.closed = True
+        self.add(segment_number, offset, nbytes, slot_min, slot_max)
+        self.closed = True
+        return 0
+
+    cdef int add_corrupt(self, uint64_t segment_number, slot_t slot_min) except -1:
+        """Add a place that cannot be read and may have held anything from `slot_min` on."""
+        return self.add_refill(segment_number, 0, 0, slot_min, SLOT_INFINITY)
+
+    cdef int add_write(self, JournalWrite write) except -1:
+        self.add(write.segment_number, write.offset, write.nbytes, write.slot_min, write.slot_max)
+        if write.refills is not None:
+            for slot_min, slot_max in write.refills:
+                self.add_refill(write.segment_number, write.offset, write.nbytes, slot_min, slot_max)
+        return 0
+
+    cdef Py_ssize_t find(self, slot_t slot, Py_ssize_t before) noexcept nogil:
+        """Position of the last entry before `before` whose range covers the slot, or -1."""
+        cdef Py_ssize_t low = 0
+        cdef Py_ssize_t high = min(before, self.count)
+        cdef Py_ssize_t middle
+        # suffix_slot_min never falls from one entry to the next: no entry behind the last one that is <= slot covers it.
+        while low < high:
+            middle = (low + high) // 2
+            if self.entries[middle].suffix_slot_min <= slot:
+                low = middle + 1
+            else:
+                high = middle
+        low -= 1
+        while low >= 0 and self.entries[low].prefix_slot_max >= slot:
+            if self.entries[low].slot_min <= slot <= self.entries[low].slot_max:
+                return low
+            low -= 1
+        return -1
+
+    cdef bint is_superseded(self, Py_ssize_t position, slot_t slot_begin, slot_t slot_end) noexcept nogil:
+        """True when a later entry may hold something for the range."""
+        cdef Py_ssize_t later = position + 1
+        while later < self.count and self.entries[later].suffix_slot_min < slot_end:
+            if self.entries[later].slot_min < slot_end and self.entries[later].slot_max >= slot_begin:
+                return True
+            later += 1
+        return False
+
+
+cdef class Journal:
+    """The live side: collects batches, seals them into writes, and knows where each slot can be read back.
+
+    Made by `Journal.open`. Ownership: keeps the owners of pending blocks alive until they are sealed; a JournalWrite keeps
+    them alive until it is dropped, and the journal keeps each JournalWrite until `synced`.
+    """
+
+    def __cinit__(self, uint64_t node_id, uint64_t incarnation, uint64_t boot, uint64_t segment_bytes):
+        if segment_bytes % WRITE_ALIGNMENT or not SEGMENT_BYTES_MIN <= segment_bytes <= SEGMENT_BYTES_MAX:
+            raise ConfigError(
+                f"segment_bytes {segment_bytes} must be a multiple of {WRITE_ALIGNMENT} in "
+                f"{SEGMENT_BYTES_MIN}..{SEGMENT_BYTES_MAX}"
+            )
+        self.node_id = node_id
+        self.incarnation = incarnation
+        self.boot = boot
+        self.segment_bytes = segment_bytes
+        self.next_ticket = 1
+        self.promised_known = True
+        self.index = JournalIndex()
+        self.in_flight = deque()
+        self.pending_owners = []
+        self.reserve_pending()
+
+    def __dealloc__(self):
+        free(self.pending)
+        free(self.pending_offsets)
+
+    @staticmethod
+    def open(directory, *, node_id: int, incarnation: int, boot: int, segment_bytes: int = 64 << 20):
+        """Recover the journal of `directory` and start a new segment.
+
+        Returns:
+            (Journal, Recovery): see `fastpaxos_core.journal_recovery.Recovery`.
+
+        Raises:
+            ConfigError: the journal belongs to another node or was written by a newer version.
+            CorruptionError: both copies of a segment header are unreadable.
+        """
+        from fastpaxos_core.journal_recovery import open_journal
+
+        return open_journal(directory, node_id, incarnation, boot, segment_bytes)
+
+    cdef bint has_pending_c(self) noexcept nogil:
+        return self.has_pending
+
+    cdef int reserve_pending(self) except -1:
+        cdef size_t capacity = 2 * self.pending_capacity if self.pending_capacity else PENDING_INITIAL
+        cdef BatchDescriptor* pending
+        cdef size_t* offsets
+        pending = <BatchDescriptor*>realloc(self.pending, capacity * sizeof(BatchDescriptor))
+        if pending == NULL:
+            raise MemoryError(f"no memory for {capacity} pending batches")
+        self.pending = pending
+        offsets = <size_t*>realloc(self.pending_offsets, capacity * sizeof(size_t))
+        if offsets == NULL:
+            raise MemoryError(f"no memory for {capacity} pending batches")
+        self.pending_offsets = offsets
+        self.pending_capacity = capacity
+        return 0
+
+    cdef int append_batch(self, const BatchDescriptor* descriptor, bytes owner, size_t block_offset) except -1:
+        cdef size_t size
+        if owner is None:
+            raise InvariantError("a batch is journalled without its block")
+        size = PyBytes_GET_SIZE(owner)
+        if block_offset > size or descriptor.block_bytes > size - block_offset:
+            raise InvariantError(
+                f"block of {descriptor.block_bytes} bytes at offset {block_offset} lies outside its owner of {size} bytes"
+            )
+        if descriptor.slot_begin == 0 or descriptor.slot_begin >= descriptor.slot_end:
+            raise InvariantError(f"batch with the empty slot range [{descriptor.slot_begin}, {descriptor.slot_end})")
+        if descriptor.flags & ~<uint32_t>BATCH_COMMITTED or descriptor.reserved:
+            raise InvariantError(f"descriptor flags {descriptor.flags:#x} cannot be journalled")
+        if self.pending_count == self.pending_capacity:
+            self.reserve_pending()
+        self.pending_owners.append(owner)
+        self.pending[self.pending_count] = descriptor[0]
+        self.pending_offsets[self.pending_count] = block_offset
+        self.pending_count += 1
+        self.pending_bytes += DESCRIPTOR_BYTES + descriptor.block_bytes
+        self.has_pending = True
+        return 0
+
+    def append(self, slot_begin: int, slot_end: int, ballot: int, timestamp_ns: int, block: bytes,
+               committed: bool = False) -> int:
+        """Append a batch and return its ticket.
+
+        Raises:
+            ValueError: `block` is no valid block.
+            InvariantError: the slot range is empty.
+        """
+        cdef BatchDescriptor descriptor
+        cdef BlockHeader header
+        if block_check(<const uint8_t*>PyBytes_AS_STRING(block), PyBytes_GET_SIZE(block), &header, True) != 0:
+            raise ValueError(f"{len(block)} bytes that are no valid block")
+        descriptor.slot_begin = slot_begin
+        descriptor.slot_end = slot_end
+        descriptor.ballot = ballot
+        descriptor.timestamp_ns = timestamp_ns
+        descriptor.block_bytes = <uint32_t>PyBytes_GET_SIZE(block)
+        descriptor.value_crc = value_crc(descriptor.slot_begin, descriptor.slot_end, descriptor.timestamp_ns, header.crc)
+        descriptor.flags = BATCH_COMMITTED if committed else 0
+        descriptor.reserved = 0
+        self.append_batch(&descriptor, block, 0)
+        return self.next_ticket
+
+    cpdef int touch(self) except -1:
+        """Ask for a write although no batch is pending, for a promise; it is durable with `next_ticket`."""
+        self.has_pending = True
+        return 0
+
+    cpdef JournalWrite seal(self, ballot_t promised_ballot, slot_t commit_index):
+        """Turn all that is pending into one write with ticket `next_ticket`, or return None.
+
+        `commit_index` promises that every batch up to it was appended before this call.
+
+        Raises:
+            InvariantError: promised_ballot or commit_index is lower than in an earlier write.
+        """
+        if not self.has_pending:
+            return None
+        return self.build_write(WRITE_BATCHES, promised_ballot, commit_index)
+
+    cpdef JournalWrite marker(self, ballot_t promised_ballot, slot_t commit_index):
+        """Return a write that names the durable point, when nothing is pending or in flight and none names it yet.
+
+        It need not be waited for, nor synced: it only lets recovery tell a torn write from a corrupt one.
+        """
+        if (self.has_pending or self.in_flight or self.synced_ticket <= self.named_ticket
+                or self.offset + WRITE_ALIGNMENT > self.segment_size):
+            return None
+        return self.build_write(WRITE_MARKER, promised_ballot, commit_index)
+
+    cdef JournalWrite build_write(self, uint8_t kind, ballot_t promised_ballot, slot_t commit_index):
+        cdef JournalWrite write = JournalWrite.__new__(JournalWrite)
+        cdef WriteHeader header
+        cdef BatchDescriptor* descriptor
+        cdef size_t index, padded
+        cdef uint64_t old_commit_index = self.sealed_commit_index
+        if promised_ballot < self.sealed_promised_ballot or commit_index < self.sealed_commit_index:
+            raise InvariantError(
+                f"journal write {self.next_ticket} would lower promised ballot {self.sealed_promised_ballot:#x} to "
+                f"{promised_ballot:#x} or commit index {self.sealed_commit_index} to {commit_index}"
+            )
+        memset(&header, 0, sizeof(header))
+        header.magic = WRITE_MAGIC
+        header.version = WRITE_VERSION
+        header.kind = kind
+        header.flags = (WRITE_AFTER_MARKER if self.last_was_marker else 0) | (
+            0 if self.promised_known else WRITE_PROMISE_UNKNOWN)
+        header.descriptor_count = <uint32_t>self.pending_count
+        header.total_bytes = WRITE_HEADER_BYTES + self.pending_bytes
+        header.write_number = self.next_ticket
+        header.durable_write_number = self.synced_ticket
+        header.promised_ballot = promised_ballot
+        header.commit_index = commit_index
+        padded = (header.total_bytes + WRITE_ALIGNMENT - 1) // WRITE_ALIGNMENT * WRITE_ALIGNMENT
+        write.new_segment = None
+        if self.offset + padded > self.segment_size:
+            write.new_segment = self.start_segment(padded)
+        write.ticket = self.next_ticket
+        write.segment_number = self.segment_number
+        write.segment_name = segment_name_of(self.segment_number)
+        write.segment_bytes = self.segment_size
+        write.offset = self.offset
+        write.nbytes = padded
+        write.is_marker = kind == WRITE_MARKER
+        write.needs_sync = kind != WRITE_MARKER
+        write.buffers = self.build_buffers(&header, padded)
+        write.slot_min = SLOT_INFINITY
+        for index in range(self.pending_count):
+            descriptor = &self.pending[index]
+            if descriptor.slot_end - 1 <= old_commit_index:
+                if write.refills is None:
+                    write.refills = []
+                write.refills.append((descriptor.slot_begin, descriptor.slot_end - 1))
+            else:
+                write.slot_min = min(write.slot_min, descriptor.slot_begin)
+                write.slot_max = max(write.slot_max, descriptor.slot_end - 1)
+        self.in_flight.append(write)
+        self.offset += padded
+        self.journal_bytes += padded
+        self.next_ticket += 1
+        self.named_ticket = self.synced_ticket
+        self.last_was_marker = write.is_marker
+        if write.is_marker:
+            # Nothing rests on a marker: all that was appended before it is durable already.
+            self.durable_ticket = write.ticket
+        self.sealed_promised_ballot = promised_ballot
+        self.sealed_commit_index = commit_index
+        self.pending_count = 0
+        self.pending_owners = []
+        self.pending_bytes = 0
+        self.has_pending = False
+        return write
+
+    cdef tuple start_segment(self, size_t padded):
+        """Move to a new segment that begins with the write being sealed; returns (name, header_bytes, size).
+
+        The header rests only on earlier writes: batches that the write itself brings are not committed by the header.
+        """
+        cdef SegmentHeader header
+        memset(&header, 0, sizeof(header))
+        self.segment_number += 1
+        self.segment_size = max(self.segment_bytes, SEGMENT_FIRST_OFFSET + padded)
+        self.offset = SEGMENT_FIRST_OFFSET
+        self.journal_bytes += SEGMENT_FIRST_OFFSET
+        header.flags = (SEGMENT_AFTER_MARKER if self.last_was_marker else 0) | (
+            0 if self.promised_known else SEGMENT_PROMISE_UNKNOWN)
+        header.node_id = self.node_id
+        header.incarnation = self.incarnation
+        header.boot = self.boot
+        header.segment_number = self.segment_number
+        header.segment_bytes = self.segment_size
+        header.first_write_number = self.next_ticket
+        header.durable_write_number = self.synced_ticket
+        header.promised_ballot = self.sealed_promised_ballot
+        header.commit_index = self.sealed_commit_index
+        return segment_name_of(self.segment_number), encode_segment_header(&header), self.segment_size
+
+    cdef list build_buffers(self, WriteHeader* header, size_t padded):
+        """The bytes of a write: runs of head, small blocks and padding, with large blocks left where they are."""
+        cdef list buffers = []
+        cdef size_t index, offset, size
+        cdef size_t first = 0
+        cdef WriteHeader* head = header
+        cdef bytes owner
+        for index in range(self.pending_count):
+            size = self.pending[index].block_bytes
+            if size < JOIN_BYTES_MAX:
+                continue
+            if head != NULL or first < index:
+                buffers.append(self.build_run(head, first, index, 0))
+            head = NULL
+            first = index + 1
+            owner = <bytes>self.pending_owners[index]
+            offset = self.pending_offsets[index]
+            if offset == 0 and size == <size_t>PyBytes_GET_SIZE(owner):
+                buffers.append(owner)
+            else:
+                buffers.append(memoryview(owner)[offset:offset + size])
+        size = padded - header.total_bytes
+        if head != NULL or first < self.pending_count or size:
+            buffers.append(self.build_run(head, first, self.pending_count, size))
+        return buffers
+
+    cdef bytes build_run(self, WriteHeader* header, size_t first, size_t last, size_t padding):
+        """Join the head (unless NULL), the blocks [first, last) and padding into one buffer."""
+        cdef size_t head_bytes = 0
+        cdef size_t size, index
+        cdef bytes run
+        cdef uint8_t* data
+        if header != NULL:
+            head_bytes = WRITE_HEADER_BYTES + self.pending_count * DESCRIPTOR_BYTES
+        size = head_bytes + padding
+        for index in range(first, last):
+            size += self.pending[index].block_bytes
+        run = PyBytes_FromStringAndSize(NULL, size)
+        data = <uint8_t*>PyBytes_AS_STRING(run)
+        if header != NULL:
+            memcpy(data, header, WRITE_HEADER_BYTES)
+            memcpy(data + WRITE_HEADER_BYTES, self.pending, self.pending_count * DESCRIPTOR_BYTES)
+            (<WriteHeader*>data).crc = write_crc(
+                self.incarnation, self.segment_number, self.offset, data, head_bytes
+            )
+            data += head_bytes
+        for index in range(first, last):
+            size = self.pending[index].block_bytes
+            memcpy(data, PyBytes_AS_STRING(self.pending_owners[index]) + self.pending_offsets[index], size)
+            data += size
+        memset(data, 0, padding)
+        return run
+
+    cpdef int synced(self, ticket_t ticket) except -1:
+        """Say that every write up to `ticket` is carried out and synced: it can be read back from now on.
+
+        Raises:
+            InvariantError: the ticket was not sealed yet.
+        """
+        cdef JournalWrite write
+        if ticket >= self.next_ticket:
+            raise InvariantError(f"ticket {ticket} is reported durable, but {self.next_ticket} is not sealed yet")
+        while self.in_flight:
+            write = <JournalWrite>self.in_flight[0]
+            if write.ticket > ticket:
+                break
+            self.in_flight.popleft()
+            self.index.add_write(write)
+            if not write.is_marker:
+                self.synced_ticket = write.ticket
+            self.durable_ticket = max(self.durable_ticket, write.ticket)
+        return 0
+
+    cdef int find_unsynced(self, slot_t* slot_min, slot_t* slot_max) except -1:
+        """The smallest range around every batch that is appended and not yet reported by `synced`."""
+        cdef JournalWrite write
+        cdef size_t index
+        slot_min[0] = SLOT_INFINITY
+        slot_max[0] = 0
+        for index in range(self.pending_count):
+            slot_min[0] = min(slot_min[0], self.pending[index].slot_begin)
+            slot_max[0] = max(slot_max[0], self.pending[index].slot_end - 1)
+        for write in self.in_flight:
+            slot_min[0] = min(slot_min[0], write.slot_min)
+            slot_max[0] = max(slot_max[0], write.slot_max)
+            for refill_min, refill_max in write.refills or ():
+                slot_min[0] = min(slot_min[0], <slot_t>refill_min)
+                slot_max[0] = max(slot_max[0], <slot_t>refill_max)
+        return 0
+
+    cpdef JournalRead locate(self, slot_t slot, JournalRead before=None):
+        """Where the batch that begins at the committed `slot` can be read, or None: it must come from a peer.
+
+        The last record that covers a committed slot holds the chosen value. `before` is a parsed read that did not have
+        it: an earlier piece is named when that piece held nothing for the slot, or when a record of the very same value
+        is all that is wanted. A record that cannot be read is never replaced by another value.
+        """
+        cdef JournalRead read
+        cdef IndexEntry* entry
+        cdef Py_ssize_t position = self.index.count
+        cdef bint has_wanted = False
+        if before is not None:
+            has_wanted = before.has_wanted
+            if before.outcome != READ_ABSENT and not (before.outcome == READ_CORRUPT and has_wanted):
+                return None
+            position = before.position
+        while True:
+            position = self.index.find(slot, position)
+            if position < 0:
+                return None
+            entry = &self.index.entries[position]
+            if entry.sector_count:
+                break
+            if not has_wanted:
+                return None
+        read = JournalRead.__new__(JournalRead)
+        read.segment_name = segment_name_of(entry.segment_number)
+        read.segment_number = entry.segment_number
+        read.offset = entry.sector * <uint64_t>WRITE_ALIGNMENT
+        read.length = entry.sector_count * <size_t>WRITE_ALIGNMENT
+        read.slot = slot
+        read.position = position
+        read.outcome = READ_PENDING
+        read.has_wanted = has_wanted
+        if has_wanted:
+            read.wanted = before.wanted
+        return read
+
+    cpdef list parse(self, JournalRead read, bytes data):
+        """Judge what was read: the consecutive batches that begin at `read.slot`, as far as no later record replaces them.
+
+        Every head, block and value checksum is verified. An empty list means that the batch is not readable here: try
+        `locate(slot, before=read)`, then a peer. Batches above the commit index may be among those returned. What is not
+        yet synced is never looked at: the caller still has it in memory, and a batch that it replaces ends the list.
+        """
+        cdef Piece piece = Piece()
+        cdef list batches = []
+        cdef slot_t newer_min, newer_max
+        cdef slot_t slot = read.slot
+        cdef Py_ssize_t record
+        cdef BatchDescriptor* descriptor
+        self.find_unsynced(&newer_min, &newer_max)
+        piece.scan(data, self.incarnation, read)
+        read.outcome = READ_ABSENT
+        while True:
+            record = piece.find(slot)
+            if record < 0:
+                if piece.has_gap and not batches and not read.has_wanted:
+                    read.outcome = READ_CORRUPT
+                break
+            descriptor = &piece.descriptors[record]
+            if batches:
+                if (descriptor.slot_begin != slot or piece.is_superseded(record)
+                        or (descriptor.slot_begin <= newer_max and descriptor.slot_end > newer_min)
+                        or self.index.is_superseded(read.position, descriptor.slot_begin, descriptor.slot_end)
+                        or not piece.block_matches(record, data)):
+                    break
+            elif read.has_wanted:
+                # A later record of this slot is unreadable: nothing but its very value will do, wherever it stands.
+                record = piece.find_value(&read.wanted, data)
+                if record < 0:
+                    break
+                descriptor = &piece.descriptors[record]
+            elif descriptor.slot_begin != slot or piece.is_superseded(record):
+                read.outcome = READ_CORRUPT
+                break
+            elif not piece.block_matches(record, data):
+                read.outcome = READ_CORRUPT
+                read.has_wanted = True
+                read.wanted = descriptor[0]
+                break
+            batches.append(StoredBatch.make(descriptor, data, piece.offsets[record]))
+            read.outcome = READ_FOUND
+            if read.has_wanted:
+                break
+            slot = descriptor.slot_end
+        return batches
+
+
+cdef class Piece:
+    """The batches of one piece of the journal, in journal order."""
+
+    cdef BatchDescriptor* descriptors
+    cdef size_t* offsets                     # of their blocks in the data
+    cdef uint64_t* suffix_slot_begin         # minimum of slot_begin over this and all later batches
+    cdef Py_ssize_t count
+    cdef Py_ssize_t capacity
+    cdef bint has_gap                        # a write in it is unreadable; only what follows the last gap is listed
+
+    def __dealloc__(self):
+        free(self.descriptors)
+        free(self.offsets)
+        free(self.suffix_slot_begin)
+
+    cdef int scan(self, bytes data, uint64_t incarnation, JournalRead read) except -1:
+        """List the batches; a bad head hides what stood before it, for it may have replaced any of that."""
+        cdef const uint8_t* bytes_of_data = <const uint8_t*>PyBytes_AS_STRING(data)
+        cdef size_t size = min(<size_t>PyBytes_GET_SIZE(data), read.length)
+        cdef size_t position = 0
+        cdef uint64_t number = 0
+        cdef WriteHeader header
+        cdef Py_ssize_t index
+        while position < size:
+            if (write_check(bytes_of_data + position, size - position, incarnation, read.segment_number,
+                            read.offset + position, read.offset + size, &header) != 1
+                    or header.write_number <= number):
+                self.has_gap = True
+                self.count = 0
+                position += WRITE_ALIGNMENT
+                continue
+            number = header.write_number
+            self.add(bytes_of_data + position, position, header.descriptor_count)
+            position += (header.total_bytes + WRITE_ALIGNMENT - 1) // WRITE_ALIGNMENT * WRITE_ALIGNMENT
+        if size < read.length:
+            self.has_gap = True
+            self.count = 0
+        self.suffix_slot_begin = <uint64_t*>malloc((self.count + 1) * sizeof(uint64_t))
+        if self.suffix_slot_begin == NULL:
+            raise MemoryError(f"no memory for {self.count} batches of a journal piece")
+        self.suffix_slot_begin[self.count] = SLOT_INFINITY
+        for index in range(self.count - 1, -1, -1):
+            self.suffix_slot_begin[index] = min(
+                self.suffix_slot_begin[index + 1], self.descriptors[index].slot_begin
+            )
+        return 0
+
+    cdef int add(self, const uint8_t* head, size_t position, uint32_t descriptor_count) except -1:
+        cdef const BatchDescriptor* descriptors = <const BatchDescriptor*>(head + WRITE_HEADER_BYTES)
+        cdef size_t offset = position + WRITE_HEADER_BYTES + <size_t>descriptor_count * DESCRIPTOR_BYTES
+        cdef Py_ssize_t capacity = max(2 * self.capacity, self.count + <Py_ssize_t>descriptor_count)
+        cdef uint32_t index
+        cdef void* memory
+        if self.count + <Py_ssize_t>descriptor_count > self.capacity:
+            memory = realloc(self.descriptors, capacity * sizeof(BatchDescriptor))
+            if memory == NULL:
+                raise MemoryError(f"no memory for {capacity} batches of a journal piece")
+            self.descriptors = <BatchDescriptor*>memory
+            memory = realloc(self.offsets, capacity * sizeof(size_t))
+            if memory == NULL:
+                raise MemoryError(f"no memory for {capacity} batches of a journal piece")
+            self.offsets = <size_t*>memory
+            self.capacity = capacity
+        for index in range(descriptor_count):
+            self.descriptors[self.count] = descriptors[index]
+            self.offsets[self.count] = offset
+            self.count += 1
+            offset += descriptors[index].block_bytes
+        return 0
+
+    cdef Py_ssize_t find(self, slot_t slot) noexcept nogil:
+        """The last batch that covers the slot, or -1."""
+        cdef Py_ssize_t low = 0
+        cdef Py_ssize_t high = self.count
+        cdef Py_ssize_t middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.suffix_slot_begin[middle] <= slot:
+                low = middle + 1
+            else:
+                high = middle
+        low -= 1
+        while low >= 0 and not self.descriptors[low].slot_begin <= slot < self.descriptors[low].slot_end:
+            low -= 1
+        return low
+
+    cdef bint is_superseded(self, Py_ssize_t record) noexcept nogil:
+        """True when a later batch of this piece overlaps this one."""
+        cdef BatchDescriptor* descriptor = &self.descriptors[record]
+        cdef Py_ssize_t later = record + 1
+        while self.suffix_slot_begin[later] < descriptor.slot_end:
+            if (self.descriptors[later].slot_begin < descriptor.slot_end
+                    and self.descriptors[later].slot_end > descriptor.slot_begin):
+                return True
+            later += 1
+        return False
+
+    cdef bint block_matches(self, Py_ssize_t record, bytes data) noexcept:
+        return block_matches(
+            &self.descriptors[record], <const uint8_t*>PyBytes_AS_STRING(data) + self.offsets[record]
+        )
+
+    cdef Py_ssize_t find_value(self, const BatchDescriptor* wanted, bytes data) noexcept:
+        """The last readable batch with the wanted value, or -1."""
+        cdef Py_ssize_t record = self.count - 1
+        cdef BatchDescriptor* descriptor
+        while record >= 0:
+            descriptor = &self.descriptors[record]
+            if (descriptor.slot_begin == wanted.slot_begin and descriptor.slot_end == wanted.slot_end
+                    and descriptor.timestamp_ns == wanted.timestamp_ns and descriptor.value_crc == wanted.value_crc
+                    and descriptor.block_bytes == wanted.block_bytes and self.block_matches(record, data)):
+                return record
+            record -= 1
+        return -1

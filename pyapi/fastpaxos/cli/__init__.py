@@ -1,0 +1,1 @@
+"""The `fastpaxos` command: one module for each subcommand, `main` joins them."""

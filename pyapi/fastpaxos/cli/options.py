@@ -1,0 +1,50 @@
+"""What the subcommands have in common: the form of a cluster, JSON on stdout, progress on a terminal's stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from fastpaxos.config import parse_cluster
+from fastpaxos.errors import ConfigError
+
+__all__ = ["CLUSTER_FORM", "cluster_option", "json_option", "parse_cluster_option", "print_json", "progress"]
+
+CLUSTER_FORM = "1=HOST:PORT,2=HOST:PORT,..."
+
+
+def parse_cluster_option(
+    _context: click.Context, parameter: click.Parameter, value: str | None
+) -> dict[int, str] | None:
+    """The callback of `--cluster`: text in, {node id: "host:port"} out. What ConfigError says is a misuse."""
+    if value is None:
+        return None
+    try:
+        return parse_cluster(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error), param=parameter) from error
+
+
+cluster_option = click.option(
+    "--cluster",
+    callback=parse_cluster_option,
+    required=True,
+    envvar="FASTPAXOS_CLUSTER",
+    metavar=CLUSTER_FORM,
+    help="Members of the cluster; FASTPAXOS_CLUSTER stands in for it.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print one object on stdout."""
+    click.echo(json.dumps(result, ensure_ascii=False))
+
+
+def progress(text: str) -> None:
+    """Tell a person who watches what happens now; nobody else."""
+    if sys.stderr.isatty():
+        click.echo(text, err=True)

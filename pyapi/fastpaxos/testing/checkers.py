@@ -1,0 +1,415 @@
+"""The omniscient observer of a simulation: it sees every disk, every frame and every apply, and no replica's opinion.
+
+`ProtocolChecker` derives by itself what is chosen, from what is durable where, and judges the replicas by it:
+
+1. Agreement: per slot at most one value is ever chosen, over all ballots, replicas and incarnations, bytes included.
+2. Only values that a client submitted, no-ops and session entries are proposed.
+3. Once a value is chosen, every higher ballot proposes it and nothing else there (Paper: "Paxos Made Simple", P2b).
+4. A promised ballot never falls, over restarts included, and is never below an accepted one.
+5. One value per (ballot, slot); a ballot belongs to one start of one node, which a Phase 1 quorum promised.
+6. What a Promise or an Accepted says is on the sender's disk when it is sent, and a Promise leaves nothing out.
+7. No commit_index, of a replica or in a frame, lies beyond what is chosen; none falls while the process lives.
+8. Every replica applies the same batches in slot order without gap or repeat, with equal digests at equal places.
+9. Recovery gives back all that was durable and nothing that was never written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgpack
+
+from fastpaxos_core.block import BlockView
+
+from .history import BLOCK_COMMANDS, BLOCK_CONTROL, LogModel, Violation
+
+__all__ = ["DurableImage", "JournalEntry", "ProtocolChecker", "Value"]
+
+_BATCH_UNKNOWN = 2
+
+
+class Value(NamedTuple):
+    """Names one value: the slots it fills and its CRC, which covers slots, timestamp and block."""
+
+    slot_begin: int
+    slot_end: int
+    value_crc: int
+
+    def __str__(self) -> str:
+        return f"[{self.slot_begin}, {self.slot_end}) {self.value_crc:#010x}"
+
+
+class JournalEntry(NamedTuple):
+    """One batch record of a journal. `learned` marks a batch that was fetched as committed: no vote."""
+
+    value: Value
+    ballot: int
+    timestamp_ns: int
+    learned: bool
+    block: bytes
+
+
+@dataclass
+class DurableImage:
+    """What one node's disk says."""
+
+    promised_ballot: int = 0
+    by_slot: dict[int, JournalEntry] = field(default_factory=dict)
+    """The entry that stands in each slot after later entries displaced, whole, those they overlap."""
+    votes: set[tuple[int, Value]] = field(default_factory=set)
+    """Every (ballot, value) that was ever durably accepted."""
+    prefix: int = 0
+    """Slots <= it are on this disk with the chosen value."""
+
+    def put(self, entry: JournalEntry) -> None:
+        """Add an entry as recovery does: what it overlaps goes, whole."""
+        for slot in range(entry.value.slot_begin, entry.value.slot_end):
+            old = self.by_slot.get(slot)
+            if old is not None:
+                for old_slot in range(old.value.slot_begin, old.value.slot_end):
+                    if self.by_slot.get(old_slot) is old:
+                        del self.by_slot[old_slot]
+        for slot in range(entry.value.slot_begin, entry.value.slot_end):
+            self.by_slot[slot] = entry
+        if not entry.learned:
+            self.votes.add((entry.ballot, entry.value))
+
+
+@dataclass
+class _Observed:
+    """The last known facts of one running replica."""
+
+    promised_ballot: int = 0
+    commit_index: int = 0
+    applied_index: int = 0
+    applied_entries: int = 0
+
+
+class ProtocolChecker:
+    """Judges one cluster. Every method raises Violation as soon as a property is broken.
+
+    Args:
+        members: node ids of the configuration.
+        phase1_size, phase2_size: quorum sizes.
+        sessions_max: size of the replicated session table.
+    """
+
+    def __init__(self, members: Iterable[int], phase1_size: int, phase2_size: int, sessions_max: int) -> None:
+        self.members = tuple(members)
+        self.phase1_size = phase1_size
+        self.phase2_size = phase2_size
+        self.log = LogModel(sessions_max)
+        self.images = {node: DurableImage() for node in self.members}
+        self.submitted_blocks: set[bytes] = set()
+        self.submitted_nonces: set[bytes] = set()
+        self.chosen: dict[int, tuple[Value, int]] = {}
+        """Per slot the chosen value and the lowest ballot in which it is known to be chosen."""
+        self.proposals: dict[int, dict[int, Value]] = defaultdict(dict)
+        """Per ballot and slot what was proposed."""
+        self.marks: dict[str, int] = defaultdict(int)
+        """How often interesting things happened, to see that a campaign is not vacuous."""
+        self._values: dict[Value, tuple[int, bytes]] = {}
+        self._voters: dict[tuple[int, Value], set[int]] = defaultdict(set)
+        self._written: dict[int, set[tuple[int, Value, bool]]] = {node: set() for node in self.members}
+        self._ballot_owner: dict[int, tuple[int, int]] = {}
+        self._promised_by: dict[int, set[int]] = defaultdict(set)
+        self._promise_parts: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+        self._observed = {node: _Observed() for node in self.members}
+        self._digests: dict[int, bytes] = {}
+
+    # Disk
+
+    def written(self, node: int, entries: Iterable[JournalEntry]) -> None:
+        """`node` handed these entries to its disk; nothing is durable yet."""
+        for entry in entries:
+            self._check_value(entry.value, entry.timestamp_ns, entry.block)
+            self._written[node].add((entry.ballot, entry.value, entry.learned))
+
+    def durable(self, node: int, promised_ballot: int, entries: Iterable[JournalEntry]) -> None:
+        """A write of `node` with this promised ballot and these entries is durable now."""
+        image = self.images[node]
+        if promised_ballot < image.promised_ballot:
+            raise Violation(f"node {node} wrote promised ballot {promised_ballot} after {image.promised_ballot}")
+        image.promised_ballot = promised_ballot
+        for entry in entries:
+            if entry.ballot > promised_ballot and not entry.learned:
+                raise Violation(
+                    f"node {node} accepted {entry.value} in ballot {entry.ballot} above its promise {promised_ballot}"
+                )
+            image.put(entry)
+            if not entry.learned:
+                self._count_vote(node, entry)
+        self._advance_prefix(image)
+
+    def recovered(
+        self, node: int, promised_ballot: int, commit_index: int, entries: Iterable[JournalEntry]
+    ) -> None:
+        """`node` was started; its journal gave back this promise, commit_index and the entries above commit_index."""
+        image = self.images[node]
+        if promised_ballot < image.promised_ballot:
+            raise Violation(
+                f"node {node} recovered promised ballot {promised_ballot}, {image.promised_ballot} was durable"
+            )
+        self._check_commit(node, commit_index, "recovered")
+        found: dict[int, JournalEntry] = {}
+        for entry in entries:
+            if (entry.ballot, entry.value, entry.learned) not in self._written[node]:
+                raise Violation(f"node {node} recovered {entry.value} of ballot {entry.ballot}, which it never wrote")
+            for slot in range(entry.value.slot_begin, entry.value.slot_end):
+                found[slot] = entry
+        for slot, old in sorted(image.by_slot.items()):
+            new = found.get(slot)
+            if slot > commit_index and not self._survives(old, new, found):
+                raise Violation(f"node {node} lost the durable batch {old.value} of ballot {old.ballot} (found {new})")
+        image.promised_ballot = promised_ballot
+        for slot in [slot for slot in image.by_slot if slot > commit_index]:
+            del image.by_slot[slot]
+        for entry in dict.fromkeys(found.values()):
+            image.put(entry)
+            if not entry.learned:
+                self._count_vote(node, entry)
+        self._advance_prefix(image)
+        self._observed[node] = _Observed(promised_ballot=promised_ballot, commit_index=commit_index)
+
+    @staticmethod
+    def _survives(old: JournalEntry, new: JournalEntry | None, found: Mapping[int, JournalEntry]) -> bool:
+        """A durable entry is there still, or something newer that overlaps it displaced it whole."""
+        if new is not None and new.value == old.value:
+            return new.learned or new.ballot >= old.ballot
+        others = {found[slot] for slot in range(old.value.slot_begin, old.value.slot_end) if slot in found}
+        return any(other.ballot > old.ballot or other.learned for other in others)
+
+    # Votes
+
+    def _check_value(self, value: Value, timestamp_ns: int, block: bytes) -> None:
+        known = self._values.setdefault(value, (timestamp_ns, block))
+        if known != (timestamp_ns, block):
+            raise Violation(f"two different batches are named {value}")
+
+    def _count_vote(self, node: int, entry: JournalEntry) -> None:
+        voters = self._voters[entry.ballot, entry.value]
+        if node in voters:
+            return
+        voters.add(node)
+        if len(voters) == self.phase2_size:
+            self._choose(entry.ballot, entry.value)
+
+    def _choose(self, ballot: int, value: Value) -> None:
+        """A Phase 2 quorum has it on disk in one ballot: it is chosen, whatever anybody knows."""
+        for slot in range(value.slot_begin, value.slot_end):
+            old = self.chosen.get(slot)
+            if old is not None and old[0] != value:
+                raise Violation(
+                    f"agreement: slot {slot} has {old[0]} (ballot {old[1]}) and {value} (ballot {ballot}) both chosen"
+                )
+            self.chosen[slot] = (value, ballot if old is None else min(ballot, old[1]))
+        for higher, slots in self.proposals.items():
+            if higher > ballot:
+                for slot in range(value.slot_begin, value.slot_end):
+                    if slots.get(slot, value) != value:
+                        raise Violation(
+                            f"ballot {higher} proposed {slots[slot]}, but {value} was chosen in ballot {ballot}"
+                        )
+        while self.log.end_slot in self.chosen:
+            value = self.chosen[self.log.end_slot][0]
+            self.log.append(value.slot_begin, value.slot_end, self._values[value][1])
+        for image in self.images.values():
+            self._advance_prefix(image)
+
+    def _advance_prefix(self, image: DurableImage) -> None:
+        while True:
+            slot = image.prefix + 1
+            entry = image.by_slot.get(slot)
+            if entry is None or slot not in self.chosen or self.chosen[slot][0] != entry.value:
+                return
+            image.prefix = entry.value.slot_end - 1
+
+    # Frames
+
+    def sent(self, node: int, boot: int, message: Mapping[str, Any], promised_ballot: int) -> None:
+        """`node` in its start number `boot`, whose memory says `promised_ballot`, sends a replica message now.
+
+        `message` is what `fastpaxos_core.messages.decode_message` returns.
+        """
+        if "commit_index" in message:
+            self._check_commit(node, message["commit_index"], f"sent in {message['message']}")
+        if "everywhere_durable" in message:
+            self._check_everywhere(node, message["everywhere_durable"])
+        check = getattr(self, f"_sent_{message['message']}", None)
+        if check is not None:
+            check(node, boot, message, promised_ballot)
+
+    def _sent_prepare(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
+        ballot = message["ballot"]
+        self._check_owner(node, boot, ballot)
+        if self.images[node].promised_ballot < ballot:
+            raise Violation(
+                f"node {node} sends Prepare {ballot} while its disk promises {self.images[node].promised_ballot}"
+            )
+
+    def _sent_promise(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
+        ballot = message["ballot"]
+        image = self.images[node]
+        if image.promised_ballot < ballot:
+            raise Violation(f"node {node} sends Promise {ballot} while its disk promises {image.promised_ballot}")
+        for entry in message["entries"]:
+            value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
+            if entry["flags"] & _BATCH_UNKNOWN:
+                raise Violation(f"node {node} calls {value} unknown, but its disk is sound")
+            if (entry["ballot"], value) not in image.votes:
+                raise Violation(f"node {node} promises {ballot} with {value} of ballot {entry['ballot']}, not on disk")
+            if entry["ballot"] > ballot:
+                raise Violation(f"node {node} promises {ballot} with {value} of the higher ballot {entry['ballot']}")
+        parts = self._promise_parts.setdefault((node, ballot), [])
+        if message["part"] == 0:
+            parts.clear()
+        parts.append(message)
+        if len(parts) == message["part_count"]:
+            self._check_promise_complete(node, ballot, parts)
+            self._promised_by[ballot].add(node)
+            if any(part["entries"] for part in parts):
+                self.marks["promise_with_entries"] += 1
+
+    def _check_promise_complete(self, node: int, ballot: int, parts: list[Mapping[str, Any]]) -> None:
+        listed = {
+            (entry["ballot"], Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"]))
+            for part in parts
+            for entry in part["entries"]
+        }
+        first = max(parts[0]["slot_begin"], parts[0]["commit_index"] + 1)
+        for slot, entry in self.images[node].by_slot.items():
+            if slot >= first and entry.ballot < ballot and not entry.learned and (entry.ballot, entry.value) not in listed:
+                raise Violation(
+                    f"node {node} promises {ballot} from slot {first} and leaves out {entry.value} of ballot {entry.ballot}"
+                )
+
+    def _sent_accept(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
+        ballot = message["ballot"]
+        self._check_owner(node, boot, ballot)
+        own = {node} if self.images[node].promised_ballot >= ballot else set()
+        if len(self._promised_by[ballot] | own) < self.phase1_size:
+            raise Violation(
+                f"node {node} proposes in ballot {ballot}, promised by {sorted(self._promised_by[ballot] | own)} only"
+            )
+        for entry in message["entries"]:
+            value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
+            self._check_proposal(ballot, value, entry)
+
+    def _check_proposal(self, ballot: int, value: Value, entry: Mapping[str, Any]) -> None:
+        block = bytes(entry["block"])
+        self._check_value(value, entry["timestamp_ns"], block)
+        slots = self.proposals[ballot]
+        for slot in range(value.slot_begin, value.slot_end):
+            if slots.setdefault(slot, value) != value:
+                raise Violation(f"ballot {ballot} proposes {slots[slot]} and {value}")
+            chosen = self.chosen.get(slot)
+            if chosen is not None and chosen[1] < ballot and chosen[0] != value:
+                raise Violation(f"ballot {ballot} proposes {value}, but {chosen[0]} was chosen in ballot {chosen[1]}")
+        view = BlockView(block)
+        if view.kind == BLOCK_COMMANDS and block not in self.submitted_blocks:
+            raise Violation(f"ballot {ballot} proposes {value}, which no client submitted")
+        if view.kind == BLOCK_CONTROL:
+            operation = msgpack.unpackb(view[0])
+            if operation["op"] == "open_session" and bytes(operation["nonce"]) not in self.submitted_nonces:
+                raise Violation(f"ballot {ballot} proposes a session that no client asked for: {operation}")
+
+    def _sent_accepted(self, node: int, _boot: int, message: Mapping[str, Any], _promised: int) -> None:
+        image = self.images[node]
+        for entry in message["entries"]:
+            value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
+            if (message["ballot"], value) not in image.votes:
+                raise Violation(f"node {node} sends Accepted {value} in ballot {message['ballot']}, not on its disk")
+        self._check_durable_index(node, message["durable_index"])
+
+    def _sent_nack(self, node: int, _boot: int, message: Mapping[str, Any], promised: int) -> None:
+        if message["promised_ballot"] > promised:
+            raise Violation(f"node {node} refuses for ballot {message['promised_ballot']}, it promised {promised}")
+
+    def _sent_heartbeat(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
+        self._check_owner(node, boot, message["ballot"])
+
+    _sent_commit = _sent_heartbeat
+
+    def _sent_heartbeat_reply(self, node: int, _boot: int, message: Mapping[str, Any], promised: int) -> None:
+        if message["read_round"] and message["ballot"] != promised:
+            raise Violation(
+                f"node {node} echoes a read round of ballot {message['ballot']}, but its promise is {promised}"
+            )
+        self._check_durable_index(node, message["durable_index"])
+        if message["applied_index"] > message["commit_index"]:
+            raise Violation(f"node {node} says it applied {message['applied_index']} of {message['commit_index']} slots")
+
+    def _sent_learn(self, node: int, _boot: int, message: Mapping[str, Any], _promised: int) -> None:
+        for entry in message["entries"]:
+            value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
+            self._check_value(value, entry["timestamp_ns"], bytes(entry["block"]))
+            if entry["flags"] & 1 and self.chosen.get(value.slot_begin, (None, 0))[0] != value:
+                raise Violation(f"node {node} teaches {value} as committed, it is not chosen")
+
+    def _check_owner(self, node: int, boot: int, ballot: int) -> None:
+        owner = self._ballot_owner.setdefault(ballot, (node, boot))
+        if owner != (node, boot) or ballot & 0xFFFF != node:
+            raise Violation(f"ballot {ballot} of node {owner[0]} boot {owner[1]} is used by node {node} boot {boot}")
+
+    def _check_commit(self, node: int, commit_index: int, how: str) -> None:
+        if commit_index >= self.log.end_slot:
+            raise Violation(
+                f"commit_index {commit_index} {how} by node {node} lies beyond the chosen slots <= {self.log.end_slot - 1}"
+            )
+
+    def _check_durable_index(self, node: int, durable_index: int) -> None:
+        if durable_index > self.images[node].prefix:
+            raise Violation(
+                f"node {node} says that slots <= {durable_index} are on its disk, it has {self.images[node].prefix}"
+            )
+
+    def _check_everywhere(self, node: int, everywhere_durable: int) -> None:
+        least = min(image.prefix for image in self.images.values())
+        if everywhere_durable > least:
+            raise Violation(f"node {node} says that all have slots <= {everywhere_durable} on disk, one has {least}")
+
+    # Replica
+
+    def observed(self, node: int, promised_ballot: int, commit_index: int, applied_index: int) -> None:
+        """Facts of a running replica, as often as they may have changed."""
+        last = self._observed[node]
+        if promised_ballot < last.promised_ballot:
+            raise Violation(f"node {node} lowered its promise from {last.promised_ballot} to {promised_ballot}")
+        if commit_index < last.commit_index:
+            raise Violation(f"node {node} lowered commit_index from {last.commit_index} to {commit_index}")
+        if not last.applied_index <= applied_index <= commit_index:
+            raise Violation(
+                f"node {node} moved applied_index from {last.applied_index} to {applied_index}, commit {commit_index}"
+            )
+        if commit_index != last.commit_index:
+            self._check_commit(node, commit_index, "reached")
+        last.promised_ballot, last.commit_index, last.applied_index = promised_ballot, commit_index, applied_index
+
+    def applied(self, node: int, slot_begin: int, slot_end: int, block: bytes, digest: bytes) -> None:
+        """The state machine of `node` applied a batch; `digest` is that of its state after it."""
+        last = self._observed[node]
+        if last.applied_entries >= len(self.log.applied):
+            raise Violation(f"node {node} applies slot {slot_begin}, nothing more is chosen")
+        expected = self.log.applied[last.applied_entries]
+        if (slot_begin, slot_end) != (expected.slot_begin, expected.slot_end):
+            raise Violation(
+                f"node {node} applies [{slot_begin}, {slot_end}), next is [{expected.slot_begin}, {expected.slot_end})"
+            )
+        if block != expected.block:
+            raise Violation(f"node {node} applies other bytes at slot {slot_begin} than were chosen")
+        if self._digests.setdefault(last.applied_entries, digest) != digest:
+            raise Violation(f"node {node} has another state than its peers after slot {slot_end - 1}")
+        last.applied_entries += 1
+
+    def check_caught_up(self, node: int) -> None:
+        """`node` has applied everything that is chosen."""
+        behind = len(self.log.applied) - self._observed[node].applied_entries
+        if behind:
+            raise Violation(f"node {node} has {behind} chosen batches not applied")
+        if self._observed[node].commit_index != self.log.end_slot - 1:
+            raise Violation(
+                f"node {node} has commit_index {self._observed[node].commit_index}, {self.log.end_slot - 1} is chosen"
+            )
