@@ -41,7 +41,6 @@ from fastpaxos_core.wire cimport FRAME_ACCEPTED, FRAME_HEARTBEAT_REPLY, FRAME_NA
 cdef enum:
     PROMISE_PART_ENTRIES = 4096
     ACCEPTED_PART_ENTRIES = 8192
-    SLOT_INFINITY = 0xFFFFFFFFFFFFFFFF
 
 
 cdef class Acceptor:

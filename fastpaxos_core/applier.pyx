@@ -15,7 +15,7 @@ from fastpaxos_core.block cimport (
     BlockHeader,
     BlockView,
 )
-from fastpaxos_core.journal cimport StoredBatch
+from fastpaxos_core.journal_format cimport StoredBatch
 from fastpaxos_core.sessions cimport VERDICT_APPLY, VERDICT_DUPLICATE, VERDICT_UNKNOWN
 from fastpaxos_core.state cimport ReplicaState
 from fastpaxos_core.types cimport BatchDescriptor, sequence_t, session_id_t, slot_t, uint32_t

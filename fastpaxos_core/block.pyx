@@ -382,7 +382,7 @@ cdef class BlockView:
         """Return the length of each command in bytes, as a new NumPy array of uint32."""
         if self._lengths == NULL:
             return np.full(self._header.command_count, self._uniform_length, dtype=np.uint32)
-        cdef size_t begin = <size_t>(self._lengths - self._data)
+        cdef size_t begin = <size_t>self._lengths - <size_t>self._data
         return np.frombuffer(_borrowed(self, begin, 4 * <size_t>self._header.command_count), dtype="<u4").astype(np.uint32)
 
     @property
@@ -424,7 +424,7 @@ cdef class BlockView:
         """All commands back to back, as a read-only memoryview that keeps the block's owner alive."""
         if self._data == NULL:
             return memoryview(b"")
-        return _borrowed(self, <size_t>(self._payload - self._data), self._header.payload_bytes)
+        return _borrowed(self, <size_t>self._payload - <size_t>self._data, self._header.payload_bytes)
 
     @property
     def nbytes(self) -> int:
@@ -505,5 +505,5 @@ cdef int _build_offsets(BlockView view) except -1:
 
 cdef object _borrowed(BlockView view, size_t begin, size_t size):
     # A memoryview of the owner, so that it outlives this object safely.
-    cdef size_t offset = <size_t>(view._data - <const uint8_t*>view._buffer.buf) + begin
+    cdef size_t offset = <size_t>view._data - <size_t>view._buffer.buf + begin
     return memoryview(view._owner).cast("B")[offset : offset + size].toreadonly()

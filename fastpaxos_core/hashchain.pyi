@@ -1,7 +1,8 @@
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from fastpaxos_core.block import BlockView
 
+@disjoint_base
 class HashChainState:
     def __new__(cls, count: int = 0, digest: bytes = ...) -> HashChainState: ...
     @property
@@ -11,6 +12,7 @@ class HashChainState:
     def fold(self, block_view: BlockView) -> bytes: ...
     def fold_one(self, command: Buffer) -> bytes: ...
 
+@disjoint_base
 class MultisetDigest:
     def __new__(cls) -> MultisetDigest: ...
     @property

@@ -1,174 +1,38 @@
-"""The journal, the write-ahead log: formats, live side, and the index for reading back (DESIGN 5.11).
+"""The journal, the write-ahead log: the live side (DESIGN 5.11).
 
 The journal is sans-I/O: `seal` says which bytes go where, the shell writes and syncs them in that order and reports with
-`synced`; `locate` says which bytes to read, `parse` judges them. Recovery is in journal_recovery.
+`synced`; `locate` says which bytes to read, `parse` judges them. Formats are in journal_format, recovery is in
+journal_recovery.
 
 Every group-commit write carries its own number (its ticket), the last number known durable, the promised ballot and a
-commit index. Its checksum covers incarnation, segment and offset, so that recycled and misdirected bytes are seen. Blocks
-are covered by their own checksum and bound to their slots by the value CRC of the descriptor.
+commit index.
 """
 
 from collections import deque
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from fastpaxos_core.block cimport BlockHeader, block_check, value_crc
+from fastpaxos_core.journal_format cimport (
+    DESCRIPTOR_BYTES, SEGMENT_AFTER_MARKER, SEGMENT_FIRST_OFFSET, SEGMENT_PROMISE_UNKNOWN, WRITE_AFTER_MARKER,
+    WRITE_ALIGNMENT, WRITE_BATCHES, WRITE_HEADER_BYTES, WRITE_MAGIC, WRITE_MARKER, WRITE_PROMISE_UNKNOWN, WRITE_VERSION,
+    SegmentHeader, encode_segment_header, segment_name_of, write_crc,
+)
+from fastpaxos_core.journal_index cimport IndexEntry, Piece
 from fastpaxos_core.types cimport BATCH_COMMITTED
 
 from fastpaxos_core.errors import ConfigError, InvariantError
-
-
-cdef extern from "crc32c.h":
-    uint32_t fp_crc32c(uint32_t crc, const void* data, size_t size) noexcept nogil
 
 
 cdef enum:
     JOIN_BYTES_MAX = 4096           # blocks below this size are copied next to the head, larger ones are not
     PENDING_INITIAL = 64
 
-cdef uint64_t SEGMENT_MAGIC = 0x3130474553585046        # "FPXSEG01"
 cdef uint64_t SLOT_INFINITY = 0xFFFFFFFFFFFFFFFF
 cdef uint64_t SEGMENT_BYTES_MIN = 4096
 cdef uint64_t SEGMENT_BYTES_MAX = 1 << 40
-cdef uint64_t INDEX_ENTRY_BYTES = 256 << 10
-
-
-cdef uint32_t write_crc(uint64_t incarnation, uint64_t segment_number, uint64_t offset,
-                        const uint8_t* head, size_t head_bytes) noexcept nogil:
-    cdef uint64_t[3] place
-    cdef uint32_t crc
-    place[0] = incarnation
-    place[1] = segment_number
-    place[2] = offset
-    crc = fp_crc32c(0, <const void*>place, sizeof(place))
-    crc = fp_crc32c(crc, head, 8)
-    return fp_crc32c(crc, head + 12, head_bytes - 12)
-
-
-cdef int write_check(const uint8_t* data, size_t size, uint64_t incarnation, uint64_t segment_number, uint64_t offset,
-                     uint64_t segment_bytes, WriteHeader* header) noexcept nogil:
-    cdef uint64_t head_bytes, block_bytes, index
-    cdef const BatchDescriptor* descriptor
-    if size < WRITE_HEADER_BYTES:
-        return -1
-    memcpy(header, data, WRITE_HEADER_BYTES)
-    if header.magic != WRITE_MAGIC or offset > segment_bytes:
-        return 0
-    head_bytes = WRITE_HEADER_BYTES + <uint64_t>header.descriptor_count * DESCRIPTOR_BYTES
-    if header.total_bytes < head_bytes or header.total_bytes > segment_bytes - offset:
-        return 0
-    if size < head_bytes:
-        return -1
-    if write_crc(incarnation, segment_number, offset, data, head_bytes) != header.crc:
-        return 0
-    if (header.version != WRITE_VERSION or header.kind > WRITE_MARKER or header.flags & ~WRITE_FLAGS_KNOWN
-            or header.reserved != 0):
-        return -2
-    block_bytes = 0
-    for index in range(header.descriptor_count):
-        descriptor = <const BatchDescriptor*>(data + WRITE_HEADER_BYTES + index * DESCRIPTOR_BYTES)
-        if descriptor.flags & ~<uint32_t>BATCH_COMMITTED or descriptor.reserved:
-            return -2
-        if descriptor.slot_begin == 0 or descriptor.slot_begin >= descriptor.slot_end:
-            return 0
-        block_bytes += descriptor.block_bytes
-    return header.total_bytes == head_bytes + block_bytes
-
-
-cdef bint block_matches(const BatchDescriptor* descriptor, const uint8_t* block) noexcept nogil:
-    cdef BlockHeader header
-    if block_check(block, descriptor.block_bytes, &header, True) != 0:
-        return False
-    return descriptor.value_crc == value_crc(
-        descriptor.slot_begin, descriptor.slot_end, descriptor.timestamp_ns, header.crc
-    )
-
-
-cdef uint32_t segment_header_crc(const uint8_t* data) noexcept nogil:
-    return fp_crc32c(fp_crc32c(0, data, 12), data + 16, SEGMENT_HEADER_BYTES - 16)
-
-
-cdef bytes encode_segment_header(SegmentHeader* header):
-    cdef bytes data = PyBytes_FromStringAndSize(NULL, SEGMENT_FIRST_OFFSET)
-    cdef uint8_t* copy = <uint8_t*>PyBytes_AS_STRING(data)
-    cdef uint32_t crc
-    memset(copy, 0, SEGMENT_FIRST_OFFSET)
-    header.magic = SEGMENT_MAGIC
-    header.version = SEGMENT_VERSION
-    header.crc = 0
-    memcpy(copy, header, sizeof(SegmentHeader))
-    crc = segment_header_crc(copy)
-    (<SegmentHeader*>copy).crc = crc
-    memcpy(copy + SEGMENT_HEADER_BYTES, copy, SEGMENT_HEADER_BYTES)
-    return data
-
-
-cdef bint decode_segment_header(const uint8_t* data, SegmentHeader* header) noexcept nogil:
-    memcpy(header, data, sizeof(SegmentHeader))
-    return header.magic == SEGMENT_MAGIC and header.crc == segment_header_crc(data)
-
-
-cdef str segment_name_of(uint64_t segment_number):
-    return f"journal-{segment_number:016x}.segment"
-
-
-cdef class StoredBatch:
-    """A batch and where its block stands: `owner[offset:offset + block_bytes]`. Keeps `owner` alive."""
-
-    @staticmethod
-    cdef StoredBatch make(const BatchDescriptor* descriptor, bytes owner, size_t offset):
-        cdef StoredBatch batch = StoredBatch.__new__(StoredBatch)
-        batch.descriptor = descriptor[0]
-        batch.owner = owner
-        batch.offset = offset
-        return batch
-
-    @property
-    def slot_begin(self) -> int:
-        """First slot."""
-        return self.descriptor.slot_begin
-
-    @property
-    def slot_end(self) -> int:
-        """One past the last slot."""
-        return self.descriptor.slot_end
-
-    @property
-    def ballot(self) -> int:
-        """Ballot in which it was accepted; only informative when `committed`."""
-        return self.descriptor.ballot
-
-    @property
-    def timestamp_ns(self) -> int:
-        """UTC nanoseconds given by the leader that first proposed it."""
-        return self.descriptor.timestamp_ns
-
-    @property
-    def value_crc(self) -> int:
-        """Names the value: CRC32C over slots, timestamp and the block's own CRC."""
-        return self.descriptor.value_crc
-
-    @property
-    def committed(self) -> bool:
-        """True when it was learned as chosen instead of being accepted."""
-        return bool(self.descriptor.flags & BATCH_COMMITTED)
-
-    @property
-    def block_bytes(self) -> int:
-        """Length of the block."""
-        return self.descriptor.block_bytes
-
-    @property
-    def block(self) -> bytes:
-        """A copy of the block."""
-        return bytes(self.owner[self.offset:self.offset + self.descriptor.block_bytes])
-
-    def __repr__(self) -> str:
-        return (f"StoredBatch([{self.descriptor.slot_begin}, {self.descriptor.slot_end}), "
-                f"ballot={self.descriptor.ballot:#x}, value_crc={self.descriptor.value_crc:#010x}, "
-                f"committed={self.committed})")
 
 
 cdef class JournalWrite:
@@ -193,128 +57,6 @@ cdef class JournalRead:
     def __repr__(self) -> str:
         return (f"JournalRead(slot={self.slot}, segment={self.segment_number}, offset={self.offset}, "
                 f"length={self.length}, position={self.position})")
-
-
-cdef class JournalIndex:
-    """Which pieces of the journal cover which slots, in journal order: 48 bytes per 256 KiB of writes."""
-
-    def __cinit__(self):
-        self.entry_bytes_min = INDEX_ENTRY_BYTES
-        self.closed = True
-
-    def __dealloc__(self):
-        free(self.entries)
-
-    def __len__(self) -> int:
-        return self.count
-
-    cdef int grow(self) except -1:
-        cdef Py_ssize_t capacity = 2 * self.capacity if self.capacity else 16
-        cdef IndexEntry* entries
-        if self.count < self.capacity:
-            return 0
-        entries = <IndexEntry*>realloc(self.entries, capacity * sizeof(IndexEntry))
-        if entries == NULL:
-            raise MemoryError(f"no memory for {capacity} journal index entries")
-        self.entries = entries
-        self.capacity = capacity
-        return 0
-
-    cdef int add(self, uint64_t segment_number, uint64_t offset, uint64_t nbytes, slot_t slot_min,
-                 slot_t slot_max) except -1:
-        """Add a write: it extends the last entry while that is small and ends where the write begins."""
-        cdef IndexEntry* last
-        cdef uint64_t sector = offset // WRITE_ALIGNMENT
-        cdef uint64_t sector_count = nbytes // WRITE_ALIGNMENT
-        cdef uint64_t slot_before = 0
-        if sector + sector_count > 0xFFFFFFFF:
-            raise InvariantError(f"a write of {nbytes} bytes at offset {offset} does not fit into the journal index")
-        if not self.closed:
-            last = &self.entries[self.count - 1]
-            if (last.segment_number == segment_number and last.sector + last.sector_count == sector
-                    and last.sector_count * <uint64_t>WRITE_ALIGNMENT < self.entry_bytes_min):
-                last.sector_count += <uint32_t>sector_count
-                if slot_min > slot_max:
-                    return 0
-                last.slot_min = min(last.slot_min, slot_min)
-                last.slot_max = max(last.slot_max, slot_max)
-                self._spread(slot_min)
-                return 0
-        if slot_min > slot_max:
-            return 0
-        self.grow()
-        if self.count:
-            slot_before = self.entries[self.count - 1].prefix_slot_max
-        last = &self.entries[self.count]
-        last.segment_number = segment_number
-        last.sector = <uint32_t>sector
-        last.sector_count = <uint32_t>sector_count
-        last.slot_min = slot_min
-        last.slot_max = slot_max
-        last.suffix_slot_min = slot_min
-        last.prefix_slot_max = max(slot_before, slot_max)
-        self.count += 1
-        self.closed = False
-        self._spread(slot_min)
-        return 0
-
-    cdef int _spread(self, slot_t slot_min) except -1:
-        """Keep the running minimum and maximum right after the last entry has changed."""
-        cdef IndexEntry* last = &self.entries[self.count - 1]
-        cdef Py_ssize_t position = self.count - 2
-        last.prefix_slot_max = max(last.prefix_slot_max, last.slot_max)
-        last.suffix_slot_min = last.slot_min
-        while position >= 0 and self.entries[position].suffix_slot_min > slot_min:
-            self.entries[position].suffix_slot_min = slot_min
-            position -= 1
-        return 0
-
-    cdef int add_refill(self, uint64_t segment_number, uint64_t offset, uint64_t nbytes, slot_t slot_min,
-                        slot_t slot_max) except -1:
-        """Add an entry of its own, so that old slots written again do not widen the range of the newest entry."""
-        self.closed = True
-        self.add(segment_number, offset, nbytes, slot_min, slot_max)
-        self.closed = True
-        return 0
-
-    cdef int add_corrupt(self, uint64_t segment_number, slot_t slot_min) except -1:
-        """Add a place that cannot be read and may have held anything from `slot_min` on."""
-        return self.add_refill(segment_number, 0, 0, slot_min, SLOT_INFINITY)
-
-    cdef int add_write(self, JournalWrite write) except -1:
-        self.add(write.segment_number, write.offset, write.nbytes, write.slot_min, write.slot_max)
-        if write.refills is not None:
-            for slot_min, slot_max in write.refills:
-                self.add_refill(write.segment_number, write.offset, write.nbytes, slot_min, slot_max)
-        return 0
-
-    cdef Py_ssize_t find(self, slot_t slot, Py_ssize_t before) noexcept nogil:
-        """Position of the last entry before `before` whose range covers the slot, or -1."""
-        cdef Py_ssize_t low = 0
-        cdef Py_ssize_t high = min(before, self.count)
-        cdef Py_ssize_t middle
-        # suffix_slot_min never falls from one entry to the next: no entry behind the last one that is <= slot covers it.
-        while low < high:
-            middle = (low + high) // 2
-            if self.entries[middle].suffix_slot_min <= slot:
-                low = middle + 1
-            else:
-                high = middle
-        low -= 1
-        while low >= 0 and self.entries[low].prefix_slot_max >= slot:
-            if self.entries[low].slot_min <= slot <= self.entries[low].slot_max:
-                return low
-            low -= 1
-        return -1
-
-    cdef bint is_superseded(self, Py_ssize_t position, slot_t slot_begin, slot_t slot_end) noexcept nogil:
-        """True when a later entry may hold something for the range."""
-        cdef Py_ssize_t later = position + 1
-        while later < self.count and self.entries[later].suffix_slot_min < slot_end:
-            if self.entries[later].slot_min < slot_end and self.entries[later].slot_max >= slot_begin:
-                return True
-            later += 1
-        return False
 
 
 cdef class Journal:
@@ -605,10 +347,17 @@ cdef class Journal:
             if write.ticket > ticket:
                 break
             self.in_flight.popleft()
-            self.index.add_write(write)
+            self._add_to_index(write)
             if not write.is_marker:
                 self.synced_ticket = write.ticket
             self.durable_ticket = max(self.durable_ticket, write.ticket)
+        return 0
+
+    cdef int _add_to_index(self, JournalWrite write) except -1:
+        self.index.add(write.segment_number, write.offset, write.nbytes, write.slot_min, write.slot_max)
+        if write.refills is not None:
+            for slot_min, slot_max in write.refills:
+                self.index.add_refill(write.segment_number, write.offset, write.nbytes, slot_min, slot_max)
         return 0
 
     cdef int find_unsynced(self, slot_t* slot_min, slot_t* slot_max) except -1:
@@ -680,7 +429,7 @@ cdef class Journal:
         cdef Py_ssize_t record
         cdef BatchDescriptor* descriptor
         self.find_unsynced(&newer_min, &newer_max)
-        piece.scan(data, self.incarnation, read)
+        piece.scan(data, self.incarnation, read.segment_number, read.offset, read.length)
         read.outcome = READ_ABSENT
         while True:
             record = piece.find(slot)
@@ -715,119 +464,3 @@ cdef class Journal:
                 break
             slot = descriptor.slot_end
         return batches
-
-
-cdef class Piece:
-    """The batches of one piece of the journal, in journal order."""
-
-    cdef BatchDescriptor* descriptors
-    cdef size_t* offsets                     # of their blocks in the data
-    cdef uint64_t* suffix_slot_begin         # minimum of slot_begin over this and all later batches
-    cdef Py_ssize_t count
-    cdef Py_ssize_t capacity
-    cdef bint has_gap                        # a write in it is unreadable; only what follows the last gap is listed
-
-    def __dealloc__(self):
-        free(self.descriptors)
-        free(self.offsets)
-        free(self.suffix_slot_begin)
-
-    cdef int scan(self, bytes data, uint64_t incarnation, JournalRead read) except -1:
-        """List the batches; a bad head hides what stood before it, for it may have replaced any of that."""
-        cdef const uint8_t* bytes_of_data = <const uint8_t*>PyBytes_AS_STRING(data)
-        cdef size_t size = min(<size_t>PyBytes_GET_SIZE(data), read.length)
-        cdef size_t position = 0
-        cdef uint64_t number = 0
-        cdef WriteHeader header
-        cdef Py_ssize_t index
-        while position < size:
-            if (write_check(bytes_of_data + position, size - position, incarnation, read.segment_number,
-                            read.offset + position, read.offset + size, &header) != 1
-                    or header.write_number <= number):
-                self.has_gap = True
-                self.count = 0
-                position += WRITE_ALIGNMENT
-                continue
-            number = header.write_number
-            self.add(bytes_of_data + position, position, header.descriptor_count)
-            position += (header.total_bytes + WRITE_ALIGNMENT - 1) // WRITE_ALIGNMENT * WRITE_ALIGNMENT
-        if size < read.length:
-            self.has_gap = True
-            self.count = 0
-        self.suffix_slot_begin = <uint64_t*>malloc((self.count + 1) * sizeof(uint64_t))
-        if self.suffix_slot_begin == NULL:
-            raise MemoryError(f"no memory for {self.count} batches of a journal piece")
-        self.suffix_slot_begin[self.count] = SLOT_INFINITY
-        for index in range(self.count - 1, -1, -1):
-            self.suffix_slot_begin[index] = min(
-                self.suffix_slot_begin[index + 1], self.descriptors[index].slot_begin
-            )
-        return 0
-
-    cdef int add(self, const uint8_t* head, size_t position, uint32_t descriptor_count) except -1:
-        cdef const BatchDescriptor* descriptors = <const BatchDescriptor*>(head + WRITE_HEADER_BYTES)
-        cdef size_t offset = position + WRITE_HEADER_BYTES + <size_t>descriptor_count * DESCRIPTOR_BYTES
-        cdef Py_ssize_t capacity = max(2 * self.capacity, self.count + <Py_ssize_t>descriptor_count)
-        cdef uint32_t index
-        cdef void* memory
-        if self.count + <Py_ssize_t>descriptor_count > self.capacity:
-            memory = realloc(self.descriptors, capacity * sizeof(BatchDescriptor))
-            if memory == NULL:
-                raise MemoryError(f"no memory for {capacity} batches of a journal piece")
-            self.descriptors = <BatchDescriptor*>memory
-            memory = realloc(self.offsets, capacity * sizeof(size_t))
-            if memory == NULL:
-                raise MemoryError(f"no memory for {capacity} batches of a journal piece")
-            self.offsets = <size_t*>memory
-            self.capacity = capacity
-        for index in range(descriptor_count):
-            self.descriptors[self.count] = descriptors[index]
-            self.offsets[self.count] = offset
-            self.count += 1
-            offset += descriptors[index].block_bytes
-        return 0
-
-    cdef Py_ssize_t find(self, slot_t slot) noexcept nogil:
-        """The last batch that covers the slot, or -1."""
-        cdef Py_ssize_t low = 0
-        cdef Py_ssize_t high = self.count
-        cdef Py_ssize_t middle
-        while low < high:
-            middle = (low + high) // 2
-            if self.suffix_slot_begin[middle] <= slot:
-                low = middle + 1
-            else:
-                high = middle
-        low -= 1
-        while low >= 0 and not self.descriptors[low].slot_begin <= slot < self.descriptors[low].slot_end:
-            low -= 1
-        return low
-
-    cdef bint is_superseded(self, Py_ssize_t record) noexcept nogil:
-        """True when a later batch of this piece overlaps this one."""
-        cdef BatchDescriptor* descriptor = &self.descriptors[record]
-        cdef Py_ssize_t later = record + 1
-        while self.suffix_slot_begin[later] < descriptor.slot_end:
-            if (self.descriptors[later].slot_begin < descriptor.slot_end
-                    and self.descriptors[later].slot_end > descriptor.slot_begin):
-                return True
-            later += 1
-        return False
-
-    cdef bint block_matches(self, Py_ssize_t record, bytes data) noexcept:
-        return block_matches(
-            &self.descriptors[record], <const uint8_t*>PyBytes_AS_STRING(data) + self.offsets[record]
-        )
-
-    cdef Py_ssize_t find_value(self, const BatchDescriptor* wanted, bytes data) noexcept:
-        """The last readable batch with the wanted value, or -1."""
-        cdef Py_ssize_t record = self.count - 1
-        cdef BatchDescriptor* descriptor
-        while record >= 0:
-            descriptor = &self.descriptors[record]
-            if (descriptor.slot_begin == wanted.slot_begin and descriptor.slot_end == wanted.slot_end
-                    and descriptor.timestamp_ns == wanted.timestamp_ns and descriptor.value_crc == wanted.value_crc
-                    and descriptor.block_bytes == wanted.block_bytes and self.block_matches(record, data)):
-                return record
-            record -= 1
-        return -1

@@ -10,7 +10,7 @@ from fastpaxos_core.errors import FrameError, InvariantError
 
 from fastpaxos_core.ballot cimport ballot_node
 from fastpaxos_core.block cimport BlockHeader
-from fastpaxos_core.journal cimport StoredBatch
+from fastpaxos_core.journal_format cimport StoredBatch
 from fastpaxos_core.messages cimport FetchHead, LearnHead, check_entries, head_of
 from fastpaxos_core.state cimport Peer, ReplicaState, block_part, check_batch
 from fastpaxos_core.types cimport (
@@ -307,7 +307,7 @@ cdef class Learner:
                 return True
         if not state.make_room(entry.slot_end):
             return False
-        if state.window.drop_overlapping(entry.slot_begin, entry.slot_end):
+        if state.window.drop_overlapping(entry.slot_begin, entry.slot_end, entry.ballot):
             # Something else was accepted here: it lost. If this replica proposed it, it has been deposed.
             if ballot_node(state.promised_ballot) == state.node_id:
                 state.deposed = True

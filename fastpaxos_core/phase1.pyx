@@ -36,10 +36,10 @@ class Promise:
 
     __slots__ = ("commit_index", "entries", "part_count", "parts", "unknown")
 
-    def __init__(self, part_count):
+    def __init__(self, part_count, commit_index):
         self.part_count = part_count
         self.parts = set()
-        self.commit_index = 0
+        self.commit_index = commit_index
         self.entries = []
         self.unknown = []
 
@@ -163,11 +163,14 @@ cdef class Phase1:
         if head.part >= head.part_count:
             raise FrameError(f"node {peer.node_id} promises part {head.part} of {head.part_count}")
         promise = self.promises.get(peer.node_id)
-        if promise is None or promise.part_count != head.part_count or promise.commit_index > head.commit_index:
-            promise = self.promises[peer.node_id] = Promise(head.part_count)
+        if promise is not None and promise.commit_index > head.commit_index:
+            return 0
+        # Parts of one Promise belong together only when they were made at one commit_index: a later one lists less.
+        if (promise is None or promise.commit_index != head.commit_index
+                or promise.part_count != head.part_count):
+            promise = self.promises[peer.node_id] = Promise(head.part_count, head.commit_index)
         if head.part in promise.parts:
             return 0
-        promise.commit_index = head.commit_index
         for begin, end, ballot, timestamp_ns, block_bytes, value_crc, flags, _ in _DESCRIPTOR.iter_unpack(
                 frame.head[sizeof(PromiseHead) :]):
             if begin == 0 or end <= begin or ballot >= self.ballot:
@@ -288,6 +291,7 @@ cdef class Phase1:
         entry = self.wanted.pop(head.request_id, None)
         if entry is None:
             return False
+        self.learner.hint(peer, head.commit_index)
         check_entries(frame, sizeof(LearnHead), head.entry_count, sizeof(BatchDescriptor))
         if head.entry_count != 1:
             return True

@@ -67,10 +67,9 @@ cdef class QuorumSystem:
 
     def bit_of(self, node_id: int) -> int:
         """Return the vote bit of a member. Raises KeyError for anybody else."""
-        cdef int position = self.position_of(<node_id_t>node_id)
-        if position >= 32 or not 1 <= node_id <= 0xFFFF:
+        if node_id not in self.members:
             raise KeyError(node_id)
-        return 1 << position
+        return 1 << self.position_of(<node_id_t>node_id)
 
     def is_phase1_quorum(self, votes: int) -> bool:
         """Tell whether the members whose bits are set in `votes` form a Phase 1 quorum."""

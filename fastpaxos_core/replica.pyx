@@ -16,7 +16,8 @@ from fastpaxos_core.errors import ConfigError, FrameError
 
 from fastpaxos_core.ballot cimport ballot_node
 from fastpaxos_core.block cimport BLOCK_COMMANDS, BlockHeader, block_check
-from fastpaxos_core.journal cimport JournalRead, JournalWrite, StoredBatch
+from fastpaxos_core.journal cimport JournalRead, JournalWrite
+from fastpaxos_core.journal_format cimport StoredBatch
 from fastpaxos_core.messages cimport NackHead, check_entries, head_of
 from fastpaxos_core.proposer cimport ROLE_CANDIDATE, ROLE_FOLLOWER, ROLE_LEADER
 from fastpaxos_core.state cimport Peer, ReplicaState
@@ -146,11 +147,13 @@ cdef class Replica:
         cdef ReplicaState state = self.state
         cdef StoredBatch stored
         state.promised_ballot = recovery.promised_ballot
-        state.max_ballot_seen = recovery.promised_ballot
         state.commit_index = recovery.commit_index
         state.window.restart_at(state.commit_index + 1)
         for stored in recovery.batches:
             stored.descriptor.flags = 0
+            # A batch that was learned names a ballot that may never have been promised here; a Promise lists only
+            # what lies below it.
+            state.promised_ballot = max(state.promised_ballot, stored.descriptor.ballot)
             if state.window.place(&stored.descriptor, stored.owner, stored.offset, 0, SLOT_ACCEPTED) == NO_BATCH:
                 raise ConfigError(
                     f"the journal holds uncommitted slots up to {stored.descriptor.slot_end}, which do not fit into a "
@@ -158,6 +161,7 @@ cdef class Replica:
                     f"{state.commit_index}: start with the limits it was written with"
                 )
             state.last_timestamp_ns = max(state.last_timestamp_ns, stored.descriptor.timestamp_ns)
+        state.max_ballot_seen = state.promised_ballot
         return 0
 
     # ---- inputs ------------------------------------------------------------------------------------------------------
@@ -308,7 +312,8 @@ cdef class Replica:
         """Admit a client's block; the answer comes through take_replies unless a ReplyStatus other than OK returns.
 
         Rule 5.9: a session's blocks are admitted in order, and a refusal refuses what follows. A block that runs or ran
-        already is attached to that attempt, or answered from the session table.
+        already is attached to that attempt, or answered from the session table. Submitting a block again replaces its
+        waiter: the earlier one is not answered any more.
         """
         cdef ReplicaState state = self.state
         cdef BlockHeader header

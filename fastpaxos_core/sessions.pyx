@@ -406,7 +406,7 @@ cdef class SessionTable:
             first_sequence = first
             count = number
             if count == 0 or first_sequence < begin or first_sequence > session.last_sequence \
-                    or count - 1 > session.last_sequence - first_sequence or type(results) is not bytes:
+                    or <sequence_t>count - 1 > session.last_sequence - first_sequence or type(results) is not bytes:
                 raise ValueError(f"session {session_id} keeps a result {first}+{number} that does not fit")
             begin = first_sequence + count
             expected += <uint64_t>PyBytes_GET_SIZE(results) + RESULT_OVERHEAD_BYTES

@@ -110,7 +110,7 @@ cdef class ReplicaState:
         """Journal a batch and put it into the window; NO_BATCH (and nothing journalled) when the window has no room."""
         if not self.make_room(descriptor.slot_end):
             return NO_BATCH
-        self.window.drop_overlapping(descriptor.slot_begin, descriptor.slot_end)
+        self.window.drop_overlapping(descriptor.slot_begin, descriptor.slot_end, descriptor.ballot)
         cdef uint32_t reference = self.window.place(
             descriptor, owner, block_offset, self.journal.next_ticket, status
         )

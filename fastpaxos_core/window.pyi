@@ -1,3 +1,5 @@
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 
@@ -8,7 +10,7 @@ class SlotWindow:
     memory_begin: int
     slot_end_max: int
     block_bytes: int
-    def __init__(self, slot_capacity: int, batch_capacity: int) -> None: ...
+    def __new__(cls, slot_capacity: int, batch_capacity: int) -> Self: ...
     @property
     def accepted_ballots(self) -> npt.NDArray[np.uint64]: ...
     @property

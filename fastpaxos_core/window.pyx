@@ -60,7 +60,7 @@ cdef class SlotWindow:
     def __cinit__(self, slot_capacity: int, batch_capacity: int):
         if slot_capacity < 2 or slot_capacity & (slot_capacity - 1) or slot_capacity > 1 << 30:
             raise ValueError(f"slot_capacity {slot_capacity} must be a power of two in 2..2**30")
-        if not 1 <= batch_capacity < NO_BATCH:
+        if not 1 <= batch_capacity <= 2**32 - 2:
             raise ValueError(f"batch_capacity {batch_capacity} must be in 1..2**32-2")
         cdef uint64_t[::1] ballots
         cdef uint32_t[::1] refs
@@ -68,7 +68,7 @@ cdef class SlotWindow:
         cdef uint8_t[::1] status
         cdef uint32_t index
         self._ballots_array = np.zeros(slot_capacity, np.uint64)
-        self._refs_array = np.full(slot_capacity, NO_BATCH, np.uint32)
+        self._refs_array = np.full(slot_capacity, 2**32 - 1, np.uint32)
         self._votes_array = np.zeros(slot_capacity, np.uint32)
         self._status_array = np.zeros(slot_capacity, np.uint8)
         ballots, refs, votes, status = self._ballots_array, self._refs_array, self._votes_array, self._status_array
@@ -145,18 +145,28 @@ cdef class SlotWindow:
         # hot: end
         return reference
 
-    cdef int drop_overlapping(self, slot_t slot_begin, slot_t slot_end) except -1:
-        """Drop, whole, every uncommitted batch that overlaps the range (rule 5.1). Returns how many went."""
+    cdef int drop_overlapping(self, slot_t slot_begin, slot_t slot_end, ballot_t ballot) except -1:
+        """Drop, whole, every uncommitted batch that overlaps a new one of `ballot` (rule 5.1). Returns how many went.
+
+        Raises InvariantError when one of them is of the same ballot: a ballot never proposes two overlapping batches.
+        """
         cdef slot_t slot = slot_begin
         cdef slot_t end = min(slot_end, self.slot_end_max)
         cdef uint32_t reference
+        cdef Batch* batch
         cdef int dropped = 0
         while slot < end:
             reference = self.find(slot)
             if reference == NO_BATCH:
                 slot += 1
                 continue
-            slot = self._batches[reference].descriptor.slot_end
+            batch = self.at(reference)
+            if batch.descriptor.ballot == ballot:
+                raise InvariantError(
+                    f"ballot {ballot} proposes [{slot_begin}, {slot_end}) over its own batch "
+                    f"[{batch.descriptor.slot_begin}, {batch.descriptor.slot_end})"
+                )
+            slot = batch.descriptor.slot_end
             self.drop(reference)
             dropped += 1
         return dropped

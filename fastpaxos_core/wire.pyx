@@ -13,6 +13,7 @@ import msgpack
 from fastpaxos_core.errors import FrameError
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcmp, memcpy, memset
 
@@ -173,7 +174,7 @@ cdef class FrameWriter:
         return _new_frame(&self._template, frame_type, ballot, head, head_bytes, _EMPTY, 0, body_bytes)
 
     def encode(self, uint8_t frame_type, uint64_t ballot, bytes head not None, bytes body not None=b"") -> bytes:
-        """Return one whole frame. Raises ValueError when head or body pass 2**32 - 1 bytes."""
+        """Return one whole frame. Raises ValueError for an unknown type and for a head or body above 2**32 - 1 bytes."""
         return _joined(self, frame_type, ballot, <const uint8_t*>PyBytes_AS_STRING(head),
                        <size_t>PyBytes_GET_SIZE(head), body)
 
@@ -237,6 +238,8 @@ cdef bytes _new_frame(const FrameHeader* template, int frame_type, uint64_t ball
     cdef bytes frame
     cdef uint8_t* data
     cdef uint32_t crc
+    if frame_type < 0 or frame_type >= 64 or not (_KNOWN_TYPES >> frame_type) & 1:
+        raise ValueError(f"frame type {frame_type} is unknown")
     if head_bytes + tail_bytes > _SIZE_MAX or body_bytes > _SIZE_MAX:
         raise ValueError(f"a frame holds {_SIZE_MAX} bytes of head and of body each, "
                          f"not {head_bytes + tail_bytes} and {body_bytes}")
@@ -324,7 +327,6 @@ cdef class FrameSplitter:
     cdef int _lent                   # LENT_*: what get_buffer gave out last
     cdef uint64_t _lent_bytes
     cdef bytearray _receive_buffer
-    cdef object _receive_view
 
     def __cinit__(self, uint32_t head_bytes_max, uint32_t body_bytes_max, expected_cluster=None):
         self.head_bytes_max = head_bytes_max
@@ -356,14 +358,12 @@ cdef class FrameSplitter:
     def feed(self, data) -> list:
         """Take the next bytes of the stream and return the frames that are now whole. Raises FrameError."""
         cdef Py_buffer view
-        cdef list frames = []
         self._lent = LENT_NOTHING
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            _consume(self, <const uint8_t*>view.buf, <uint64_t>view.len, frames)
+            return _consume(self, <const uint8_t*>view.buf, <uint64_t>view.len)
         finally:
             PyBuffer_Release(&view)
-        return frames
 
     def get_buffer(self, size_hint=-1):
         """Return a writable memoryview for the next bytes of the stream; the hint is not needed. Raises FrameError.
@@ -383,15 +383,13 @@ cdef class FrameSplitter:
             return memoryview(final_bytes)[self._filled :]
         if self._receive_buffer is None:
             self._receive_buffer = bytearray(RECEIVE_BYTES)
-            self._receive_view = memoryview(self._receive_buffer)
         self._lent = LENT_BUFFER
         self._lent_bytes = RECEIVE_BYTES
-        return self._receive_view
+        return memoryview(self._receive_buffer)
 
     def buffer_updated(self, Py_ssize_t byte_count) -> list:
         """Take `byte_count` bytes that were written into the last `get_buffer()` and return the frames that are now
         whole. Raises FrameError, and ValueError when there is no such buffer or it is shorter."""
-        cdef list frames = []
         cdef int lent = self._lent
         if self._error is not None:
             raise FrameError(self._error)
@@ -401,10 +399,8 @@ cdef class FrameSplitter:
         self._lent = LENT_NOTHING
         if lent == LENT_TARGET:
             self._filled += <uint64_t>byte_count
-            _finish_stages(self, frames)
-        else:
-            _consume(self, <const uint8_t*>self._receive_buffer, <uint64_t>byte_count, frames)
-        return frames
+            return _consume(self, NULL, 0)
+        return _consume(self, <const uint8_t*>PyByteArray_AS_STRING(self._receive_buffer), <uint64_t>byte_count)
 
 
 cdef int _fail(FrameSplitter splitter, str problem) except -1:
@@ -416,27 +412,40 @@ cdef int _fail(FrameSplitter splitter, str problem) except -1:
     raise FrameError(problem)
 
 
-cdef int _consume(FrameSplitter splitter, const uint8_t* data, uint64_t size, list frames) except -1:
-    cdef uint64_t taken
-    cdef char* target
+cdef list _consume(FrameSplitter splitter, const uint8_t* data, uint64_t size):
+    cdef list frames = []
     if splitter._error is not None:
         raise FrameError(splitter._error)
-    while size != 0:
-        if splitter._stage == READ_HEADER:
-            target = <char*>&splitter._header
-            taken = FRAME_HEADER_BYTES
-        elif splitter._stage == READ_HEAD:
-            target = PyBytes_AS_STRING(splitter._head)
-            taken = splitter._header.head_bytes
-        else:
-            target = PyBytes_AS_STRING(splitter._body)
-            taken = splitter._header.body_bytes
-        taken = min(taken - splitter._filled, size)
-        memcpy(target + splitter._filled, data, <size_t>taken)
-        splitter._filled += taken
-        data += taken
-        size -= taken
+    try:
         _finish_stages(splitter, frames)
+        while size != 0:
+            _take_bytes(splitter, &data, &size)
+            _finish_stages(splitter, frames)
+    except MemoryError:
+        # The frames in the list are lost to the caller, so the stream must not go on as if they had been returned.
+        splitter._error = f"no memory for a frame with {splitter._header.body_bytes} body bytes"
+        raise
+    return frames
+
+
+cdef int _take_bytes(FrameSplitter splitter, const uint8_t** data, uint64_t* size) noexcept:
+    # Copies what the current stage still lacks, or all there is.
+    cdef uint64_t wanted
+    cdef char* target
+    if splitter._stage == READ_HEADER:
+        target = <char*>&splitter._header
+        wanted = FRAME_HEADER_BYTES
+    elif splitter._stage == READ_HEAD:
+        target = PyBytes_AS_STRING(splitter._head)
+        wanted = splitter._header.head_bytes
+    else:
+        target = PyBytes_AS_STRING(splitter._body)
+        wanted = splitter._header.body_bytes
+    wanted = min(wanted - splitter._filled, size[0])
+    memcpy(target + splitter._filled, data[0], <size_t>wanted)
+    splitter._filled += wanted
+    data[0] += wanted
+    size[0] -= wanted
     return 0
 
 
@@ -594,6 +603,10 @@ class QueryReply(NamedTuple):
     result: bytes
 
 
+# Skips the keyword handling of the classes' own constructors, which costs more than the parsing.
+cdef object _tuple_new = tuple.__new__
+
+
 cdef const uint8_t* _head_of(Frame frame, int frame_type, Py_ssize_t head_bytes, bint is_exact) except NULL:
     cdef Py_ssize_t size = PyBytes_GET_SIZE(frame.head)
     if frame.type != frame_type:
@@ -635,8 +648,8 @@ def parse_reply(Frame frame not None):
     cdef ReplyHead head
     memcpy(&head, _head_of(frame, FRAME_REPLY, sizeof(head), True), sizeof(head))
     _known_status(frame, head.status)
-    return Reply(head.session_id, head.first_sequence, head.request_id, head.command_count, head.status,
-                 head.leader_hint, head.slot_begin, frame.body)
+    return _tuple_new(Reply, (head.session_id, head.first_sequence, head.request_id, head.command_count, head.status,
+                              head.leader_hint, head.slot_begin, frame.body))
 
 
 def parse_query(Frame frame not None):
@@ -647,7 +660,8 @@ def parse_query(Frame frame not None):
     _no_body(frame)
     if head.read_mode != 0:
         raise FrameError(f"QUERY has read mode {head.read_mode}, known is only 0 (linearizable)")
-    return Query(head.query_id, head.deadline_ms, head.read_mode, head.minimum_index, frame.head[sizeof(head) :])
+    return _tuple_new(Query, (head.query_id, head.deadline_ms, head.read_mode, head.minimum_index,
+                              frame.head[sizeof(head) :]))
 
 
 def parse_query_reply(Frame frame not None):
@@ -657,7 +671,8 @@ def parse_query_reply(Frame frame not None):
     _reserved_zero(frame, head.reserved)
     _no_body(frame)
     _known_status(frame, head.status)
-    return QueryReply(head.query_id, head.status, head.leader_hint, head.read_index, frame.head[sizeof(head) :])
+    return _tuple_new(QueryReply, (head.query_id, head.status, head.leader_hint, head.read_index,
+                                   frame.head[sizeof(head) :]))
 
 
 # ---- msgpack maps ----

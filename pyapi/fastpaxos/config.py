@@ -117,7 +117,7 @@ class NodeConfig:
     cluster: Mapping[int, str]
     """{node id: "host:port"} of all initial members, this node included; 1 to 9 of them, the same on every node."""
 
-    data_dir: Path
+    data_dir: str | os.PathLike[str]
     """Directory of the journal; created if missing. It belongs to one node of one cluster for ever."""
 
     listen: str = ""

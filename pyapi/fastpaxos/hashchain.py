@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgpack
-from fastpaxos_core.block import BlockView
-from fastpaxos_core.hashchain import HashChainState
 
 from fastpaxos.statemachine import ApplyContext, QueryContext, ResultBlob, StateMachine
+from fastpaxos_core.block import BlockView
+from fastpaxos_core.hashchain import HashChainState
 
 if TYPE_CHECKING:
     from fastpaxos.statemachine import BatchResults

@@ -12,16 +12,18 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 import msgpack
+
 from fastpaxos_core.errors import ConfigError, FastPaxosError, FrameError
 from fastpaxos_core.results import CommandFailure, decode_results, encode_results, failure_results
 from fastpaxos_core.wire import ReplyStatus
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from fastpaxos_core.block import BlockView
-    from typing_extensions import Buffer, Self
 
 __all__ = [
     "ApplyContext",
@@ -334,11 +336,11 @@ class BatchRun:
     def _check_blob(self, data: bytes) -> None:
         if type(data) is not bytes or len(data) > BATCH_RESULT_BYTES_MAX + 4 * self._count:
             raise ValueError(f"apply_batch returned a result blob that is no bytes object or too large: {len(data)}")
-        uniform_empty_flags = b"\x01\x01\x00\x00"
-        if data[:4] == uniform_empty_flags and data[4:8] == self._count.to_bytes(4, "little"):
-            # Uniform and without errors, as most are: only the total can be wrong.
-            if (len(data) - 8) % self._count == 0:
-                return
+        uniform_prefix = b"\x01\x01\x00\x00"
+        # Uniform and without errors, as most are: only the total can be wrong.
+        is_plain = data[:4] == uniform_prefix and data[4:8] == self._count.to_bytes(4, "little")
+        if is_plain and (len(data) - 8) % self._count == 0:
+            return
         try:
             decode_results(data, self._count)
         except FrameError as error:

@@ -45,7 +45,7 @@ def test_both_packages_come_from_the_place_of_that_build() -> None:
 def test_child_processes_get_the_same_build() -> None:
     from fastpaxos.cli.cluster_process import child_environment
 
-    program = "import fastpaxos, fastpaxos_core as core; print(core.build_info()['profile'], core.__file__, fastpaxos.__file__)"
+    program = "import fastpaxos, fastpaxos_core as core; print(core.PROFILE, core.__file__, fastpaxos.__file__)"
     command = [sys.executable, "-P", "-c", program]
     output = subprocess.run(command, env=child_environment(), cwd=ROOT, capture_output=True, text=True, check=True)
     assert output.stdout.split() == [EXPECTED_BUILD, fastpaxos_core.__file__, fastpaxos.__file__]
@@ -59,4 +59,5 @@ def test_missing_build_is_named(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     output = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert output.returncode == 1
-    assert "not built" in output.stderr and "make build" in output.stderr
+    assert "not built" in output.stderr
+    assert "make build" in output.stderr

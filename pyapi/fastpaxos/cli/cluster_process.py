@@ -33,7 +33,7 @@ STOP_TIMEOUT_S = 10.0
 LOG_TAIL_LINES = 15
 
 
-class ReplicaDied(FastPaxosError):
+class ReplicaDied(FastPaxosError):  # noqa: N818 - it says what happened
     """A replica process ended although nobody asked it to; the message has the end of its log."""
 
 

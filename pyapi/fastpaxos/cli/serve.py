@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -22,8 +22,10 @@ from fastpaxos.statemachine import load_machine
 
 __all__ = ["run_on_fast_loop", "serve"]
 
+T = TypeVar("T")
 
-def run_on_fast_loop(main: Coroutine[Any, Any, int]) -> int:
+
+def run_on_fast_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on uvloop, or on asyncio's own loop where uvloop is missing."""
     try:
         import uvloop

@@ -88,6 +88,10 @@ class _Observed:
     applied_entries: int = 0
 
 
+def _content(view: BlockView) -> tuple[int, int, list[bytes]]:
+    return view.session_id, view.first_sequence, view.commands()
+
+
 class ProtocolChecker:
     """Judges one cluster. Every method raises Violation as soon as a property is broken.
 
@@ -229,10 +233,11 @@ class ProtocolChecker:
 
     # Frames
 
-    def sent(self, node: int, boot: int, message: Mapping[str, Any], promised_ballot: int) -> None:
-        """`node` in its start number `boot`, whose memory says `promised_ballot`, sends a replica message now.
+    def sent(self, node: int, boot: int, message: Mapping[str, Any], promised: tuple[int, int]) -> None:
+        """`node` in its start number `boot` sends a replica message now.
 
-        `message` is what `fastpaxos_core.messages.decode_message` returns.
+        `promised` is the ballot that its memory had promised when it last took its outputs, and now. `message` is what
+        `fastpaxos_core.messages.decode_message` returns.
         """
         if "commit_index" in message:
             self._check_commit(node, message["commit_index"], f"sent in {message['message']}")
@@ -240,9 +245,9 @@ class ProtocolChecker:
             self._check_everywhere(node, message["everywhere_durable"])
         check = getattr(self, f"_sent_{message['message']}", None)
         if check is not None:
-            check(node, boot, message, promised_ballot)
+            check(node, boot, message, promised)
 
-    def _sent_prepare(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
+    def _sent_prepare(self, node: int, boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
         ballot = message["ballot"]
         self._check_owner(node, boot, ballot)
         if self.images[node].promised_ballot < ballot:
@@ -250,7 +255,7 @@ class ProtocolChecker:
                 f"node {node} sends Prepare {ballot} while its disk promises {self.images[node].promised_ballot}"
             )
 
-    def _sent_promise(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
+    def _sent_promise(self, node: int, boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
         ballot = message["ballot"]
         image = self.images[node]
         if image.promised_ballot < ballot:
@@ -259,7 +264,7 @@ class ProtocolChecker:
             value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
             if entry["flags"] & _BATCH_UNKNOWN:
                 raise Violation(f"node {node} calls {value} unknown, but its disk is sound")
-            if (entry["ballot"], value) not in image.votes:
+            if (entry["ballot"], value) not in image.votes and not self._learned(image, value):
                 raise Violation(f"node {node} promises {ballot} with {value} of ballot {entry['ballot']}, not on disk")
             if entry["ballot"] > ballot:
                 raise Violation(f"node {node} promises {ballot} with {value} of the higher ballot {entry['ballot']}")
@@ -272,6 +277,11 @@ class ProtocolChecker:
             self._promised_by[ballot].add(node)
             if any(part["entries"] for part in parts):
                 self.marks["promise_with_entries"] += 1
+
+    @staticmethod
+    def _learned(image: DurableImage, value: Value) -> bool:
+        entry = image.by_slot.get(value.slot_begin)
+        return entry is not None and entry.learned and entry.value == value
 
     def _check_promise_complete(self, node: int, ballot: int, parts: list[Mapping[str, Any]]) -> None:
         listed = {
@@ -286,7 +296,7 @@ class ProtocolChecker:
                     f"node {node} promises {ballot} from slot {first} and leaves out {entry.value} of ballot {entry.ballot}"
                 )
 
-    def _sent_accept(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
+    def _sent_accept(self, node: int, boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
         ballot = message["ballot"]
         self._check_owner(node, boot, ballot)
         own = {node} if self.images[node].promised_ballot >= ballot else set()
@@ -316,7 +326,7 @@ class ProtocolChecker:
             if operation["op"] == "open_session" and bytes(operation["nonce"]) not in self.submitted_nonces:
                 raise Violation(f"ballot {ballot} proposes a session that no client asked for: {operation}")
 
-    def _sent_accepted(self, node: int, _boot: int, message: Mapping[str, Any], _promised: int) -> None:
+    def _sent_accepted(self, node: int, _boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
         image = self.images[node]
         for entry in message["entries"]:
             value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
@@ -324,25 +334,25 @@ class ProtocolChecker:
                 raise Violation(f"node {node} sends Accepted {value} in ballot {message['ballot']}, not on its disk")
         self._check_durable_index(node, message["durable_index"])
 
-    def _sent_nack(self, node: int, _boot: int, message: Mapping[str, Any], promised: int) -> None:
-        if message["promised_ballot"] > promised:
-            raise Violation(f"node {node} refuses for ballot {message['promised_ballot']}, it promised {promised}")
+    def _sent_nack(self, node: int, _boot: int, message: Mapping[str, Any], promised: tuple[int, int]) -> None:
+        if message["promised_ballot"] > promised[1]:
+            raise Violation(f"node {node} refuses for ballot {message['promised_ballot']}, it promised {promised[1]}")
 
-    def _sent_heartbeat(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
+    def _sent_heartbeat(self, node: int, boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
         self._check_owner(node, boot, message["ballot"])
 
     _sent_commit = _sent_heartbeat
 
-    def _sent_heartbeat_reply(self, node: int, _boot: int, message: Mapping[str, Any], promised: int) -> None:
-        if message["read_round"] and message["ballot"] != promised:
+    def _sent_heartbeat_reply(self, node: int, _boot: int, message: Mapping[str, Any], promised: tuple[int, int]) -> None:
+        if message["read_round"] and not promised[0] <= message["ballot"] <= promised[1]:
             raise Violation(
-                f"node {node} echoes a read round of ballot {message['ballot']}, but its promise is {promised}"
+                f"node {node} echoes a read round of ballot {message['ballot']}, but its promise is {promised[1]}"
             )
         self._check_durable_index(node, message["durable_index"])
         if message["applied_index"] > message["commit_index"]:
             raise Violation(f"node {node} says it applied {message['applied_index']} of {message['commit_index']} slots")
 
-    def _sent_learn(self, node: int, _boot: int, message: Mapping[str, Any], _promised: int) -> None:
+    def _sent_learn(self, node: int, _boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
         for entry in message["entries"]:
             value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
             self._check_value(value, entry["timestamp_ns"], bytes(entry["block"]))
@@ -388,8 +398,8 @@ class ProtocolChecker:
             self._check_commit(node, commit_index, "reached")
         last.promised_ballot, last.commit_index, last.applied_index = promised_ballot, commit_index, applied_index
 
-    def applied(self, node: int, slot_begin: int, slot_end: int, block: bytes, digest: bytes) -> None:
-        """The state machine of `node` applied a batch; `digest` is that of its state after it."""
+    def applied(self, node: int, slot_begin: int, slot_end: int, view: BlockView, digest: bytes) -> None:
+        """The state machine of `node` applied the commands of `view`; `digest` is that of its state after them."""
         last = self._observed[node]
         if last.applied_entries >= len(self.log.applied):
             raise Violation(f"node {node} applies slot {slot_begin}, nothing more is chosen")
@@ -398,7 +408,7 @@ class ProtocolChecker:
             raise Violation(
                 f"node {node} applies [{slot_begin}, {slot_end}), next is [{expected.slot_begin}, {expected.slot_end})"
             )
-        if block != expected.block:
+        if _content(view) != _content(BlockView(expected.block)):
             raise Violation(f"node {node} applies other bytes at slot {slot_begin} than were chosen")
         if self._digests.setdefault(last.applied_entries, digest) != digest:
             raise Violation(f"node {node} has another state than its peers after slot {slot_end - 1}")

@@ -69,6 +69,8 @@ class LogModel:
         """Session id by nonce, over the whole log."""
         self.entry_of: dict[tuple[int, int], AppliedEntry] = {}
         """Where (session id, first sequence) took effect, over the whole log."""
+        self.ended: set[int] = set()
+        """Sessions that were closed or pushed out."""
         self._sessions: OrderedDict[int, _Session] = OrderedDict()
 
     def append(self, slot_begin: int, slot_end: int, block: bytes) -> None:
@@ -92,12 +94,14 @@ class LogModel:
                     self._sessions.move_to_end(session_id)
                     return
             if len(self._sessions) >= self.sessions_max:
-                self._sessions.popitem(last=False)
+                evicted, _ = self._sessions.popitem(last=False)
+                self.ended.add(evicted)
                 self.evictions += 1
             self._sessions[slot] = _Session(nonce)
             self.opened[nonce] = slot
         elif entry["op"] == "close_session":
-            self._sessions.pop(entry["session_id"], None)
+            if self._sessions.pop(entry["session_id"], None) is not None:
+                self.ended.add(entry["session_id"])
 
     def _append_commands(self, slot_begin: int, slot_end: int, block: bytes, view: BlockView) -> None:
         session = self._sessions.get(view.session_id)

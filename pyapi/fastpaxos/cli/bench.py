@@ -1,0 +1,243 @@
+"""`fastpaxos bench closed`: throughput and latency of a real cluster under a closed load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import msgpack
+
+from fastpaxos.cli.cluster_process import ClusterProcess, check_room, child_environment, interruptible, work_folder
+from fastpaxos.cli.latency import LatencyHistogram
+from fastpaxos.cli.load import LoadPlan, LoadResult, run_load
+from fastpaxos.cli.measure import describe_machine, fdatasync_p50_us, loopback_p50_us
+from fastpaxos.cli.options import CLUSTER_FORM, json_option, parse_cluster_option, print_json, progress
+from fastpaxos.cli.serve import run_on_fast_loop
+from fastpaxos.cli.status import Statuses, wait_for
+from fastpaxos.client import Client
+from fastpaxos.config import DURABILITY_MODES
+from fastpaxos.errors import FastPaxosError
+
+__all__ = ["bench"]
+
+MIB = 1024 * 1024
+START_TIMEOUT_S = 20.0
+SETTLE_TIMEOUT_S = 60.0
+# What one replica may write in a second, for the check that the disk has room. Generous: running full is worse.
+BYTES_PER_SECOND_MAX = 64 * MIB
+BLOCK_BYTES_MAX = 1 * MIB
+
+
+@click.group()
+def bench() -> None:
+    """Measure a cluster."""
+
+
+@bench.command()
+@click.option("--clients", type=click.IntRange(1, 4096), default=4, show_default=True, help="Sessions.")
+@click.option(
+    "--pipeline", type=click.IntRange(1, 1024), default=8, show_default=True, help="Blocks each has in flight."
+)
+@click.option("--batch", type=click.IntRange(1, 16384), default=1000, show_default=True, help="Commands per block.")
+@click.option("--payload", type=click.IntRange(0, 1_000_000), default=16, show_default=True, help="Bytes per command.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600.0), default=10.0, show_default=True, help="Measured time.")
+@click.option("--warmup", type=click.FloatRange(0.0, 60.0), default=1.0, show_default=True, help="Seconds before it.")
+@click.option("--replicas", type=click.IntRange(1, 9), default=3, show_default=True)
+@click.option("--durability", type=click.Choice(DURABILITY_MODES), default="fsync", show_default=True)
+@click.option("--load-processes", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option(
+    "--connect", callback=parse_cluster_option, metavar=CLUSTER_FORM, help="Load this cluster (hashchain machine)."
+)
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep data and logs in this new folder.")
+@json_option
+def closed(
+    clients: int,
+    pipeline: int,
+    batch: int,
+    payload: int,
+    seconds: float,
+    warmup: float,
+    replicas: int,
+    durability: str,
+    load_processes: int,
+    connect: dict[int, str] | None,
+    keep: Path | None,
+    as_json: bool,
+) -> int:
+    """Keep CLIENTS x PIPELINE blocks of BATCH commands in flight and measure what comes back.
+
+    Replicas and load run in processes of their own. The latency is that of a block, from call to result. The exit code
+    is 1 if a command failed, or if the replicas did not apply exactly what was acknowledged.
+    """
+    if batch * (payload + 4) > BLOCK_BYTES_MAX - 4096:
+        raise click.UsageError(f"a block of {batch} x {payload} bytes exceeds {BLOCK_BYTES_MAX} bytes; lower --batch")
+    if load_processes > clients:
+        raise click.UsageError(f"{load_processes} load processes need as many --clients, not {clients}")
+    with interruptible(), work_folder(keep) as folder:
+        setup = describe_machine() | {
+            "clients": clients,
+            "pipeline": pipeline,
+            "batch": batch,
+            "payload_bytes": payload,
+            "seconds": seconds,
+            "warmup_seconds": warmup,
+            "load_processes": load_processes,
+            "loopback_p50_us": loopback_p50_us(),
+            "fdatasync_p50_us": fdatasync_p50_us(folder),
+        }
+        with cluster_to_load(folder, connect, replicas, durability, seconds + warmup) as (cluster, processes):
+            before = run_on_fast_loop(settled_count(cluster, "the election of a leader", START_TIMEOUT_S, leader=True))
+            progress(f"measuring for {seconds:g} s")
+            plans = split_plan(LoadPlan(cluster, clients, pipeline, batch, payload, seconds, warmup), load_processes)
+            results = run_load_processes(plans)
+            after = run_on_fast_loop(settled_count(cluster, "catching up", SETTLE_TIMEOUT_S, leader=False))
+            report = make_report(results, seconds, setup, applied=after[0] - before[0])
+            report["setup"] |= {"replicas": len(cluster), "durability": after[1][0].get("durability", durability)}
+            report["replicas"] = [
+                {
+                    "id": entry["id"],
+                    "role": entry["role"],
+                    "applied_index": entry["applied_index"],
+                    "digest": entry["digest"],
+                    "resident_bytes_max": resident_bytes_max(processes.pid(entry["id"])) if processes else None,
+                    "log_memory_bytes": entry.get("log_memory_bytes"),
+                }
+                for entry in after[1]
+            ]
+        report["digests_equal"] = len({entry["digest"] for entry in report["replicas"]}) == 1
+    return show(report, as_json)
+
+
+@bench.command(hidden=True)
+@click.argument("plan_json")
+def load(plan_json: str) -> int:
+    """Run one load process of `bench closed`; the result is JSON on stdout."""
+    fields = json.loads(plan_json)
+    fields["cluster"] = {int(node_id): address for node_id, address in fields["cluster"].items()}
+
+    async def run() -> int:
+        print_json((await run_load(LoadPlan(**fields))).to_map())
+        return 0
+
+    return run_on_fast_loop(run())
+
+
+@contextlib.contextmanager
+def cluster_to_load(
+    folder: Path, connect: dict[int, str] | None, replicas: int, durability: str, seconds: float
+) -> Iterator[tuple[dict[int, str], ClusterProcess | None]]:
+    """Start a cluster of our own in `folder`, or use the one at `connect`."""
+    if connect is not None:
+        yield connect, None
+        return
+    check_room(folder, int(replicas * (512 * MIB + seconds * BYTES_PER_SECOND_MAX)))
+    progress(f"starting {replicas} replicas in {folder}")
+    with ClusterProcess(folder, replicas, "hashchain", durability) as processes:
+        yield processes.cluster, processes
+        processes.check_running()
+
+
+async def settled_count(cluster: dict[int, str], what: str, timeout: float, *, leader: bool) -> tuple[int, Statuses]:
+    """Wait for a leader or for equal replicas; return how many commands the hash chain has and the statuses."""
+    async with Client(cluster) as client:
+        statuses = await wait_for(client, cluster, what, timeout, leader=leader)
+        _index, count, _digest = msgpack.unpackb(await client.query(b"", timeout=timeout))
+    return count, statuses
+
+
+def split_plan(plan: LoadPlan, processes: int) -> list[LoadPlan]:
+    """Share the sessions of a plan among load processes, as evenly as they go."""
+    shares = [plan.clients // processes + (number < plan.clients % processes) for number in range(processes)]
+    return [LoadPlan(**{**asdict(plan), "clients": share, "seed": seed}) for seed, share in enumerate(shares, 1)]
+
+
+def run_load_processes(plans: list[LoadPlan]) -> list[LoadResult]:
+    """Run every plan in a process of its own, all at once, and collect what they print."""
+    command = [sys.executable, "-P", "-m", "fastpaxos", "bench", "load"]
+    running: list[subprocess.Popen[str]] = []
+    try:
+        for plan in plans:
+            process = subprocess.Popen(
+                [*command, json.dumps(asdict(plan))], env=child_environment(), stdout=subprocess.PIPE, text=True
+            )
+            running.append(process)
+        results = []
+        for process in running:
+            output, _ = process.communicate()
+            if process.returncode != 0:
+                raise FastPaxosError(f"load process {process.pid} ended with code {process.returncode}")
+            results.append(LoadResult(**json.loads(output)))
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    return results
+
+
+def make_report(results: list[LoadResult], seconds: float, setup: dict[str, object], applied: int) -> dict[str, Any]:
+    """Join the results of all load processes."""
+    histogram = LatencyHistogram()
+    for result in results:
+        histogram.merge(LatencyHistogram.from_sparse(result.latency))
+    return {
+        "commands_per_second": round(sum(result.measured for result in results) / seconds),
+        "latency_us": histogram.percentiles_us(),
+        "blocks_measured": histogram.samples,
+        "acknowledged": sum(result.acknowledged for result in results),
+        "applied": applied,
+        "errors": sum(result.errors for result in results),
+        "error_texts": [text for result in results for text in result.error_texts],
+        "setup": setup,
+    }
+
+
+def resident_bytes_max(pid: int) -> int | None:
+    """Return the most memory that a process ever had resident, or None where /proc does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return found[0] if found else None
+
+
+def show(report: dict[str, Any], as_json: bool) -> int:
+    """Print the report; return the exit code."""
+    # A command whose answer was lost may be applied: with errors there may be more, never fewer.
+    applied_as_acknowledged = (
+        report["applied"] == report["acknowledged"]
+        if report["errors"] == 0
+        else report["applied"] >= report["acknowledged"]
+    )
+    report["verdict"] = bool(applied_as_acknowledged and report["errors"] == 0 and report["digests_equal"])
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report)
+    return 0 if report["verdict"] else 1
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print the report for people."""
+    latency, setup = report["latency_us"], report["setup"]
+    click.echo(f"{report['commands_per_second']:>14,} commands/s")
+    for name in ("p50", "p99", "p999", "max"):
+        click.echo(f"{latency[name]:>14,.1f} us  block latency {name}")
+    click.echo(
+        f"{report['acknowledged']:>14,} acknowledged, {report['applied']:,} applied, {report['errors']:,} errors"
+    )
+    for text in report["error_texts"]:
+        click.echo(f"               {text}")
+    memory = [entry["resident_bytes_max"] for entry in report["replicas"] if entry["resident_bytes_max"]]
+    if memory:
+        click.echo(f"{max(memory) / MIB:>14,.0f} MiB  largest resident memory of a replica")
+    click.echo("setup:")
+    for name, value in setup.items():
+        click.echo(f"  {name}: {value}")

@@ -1,0 +1,133 @@
+"""`fastpaxos status`: what every member of a cluster says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from fastpaxos.cli.options import cluster_option, json_option, print_json
+from fastpaxos.cli.serve import run_on_fast_loop
+from fastpaxos.client import Client
+from fastpaxos.errors import FastPaxosError
+
+__all__ = ["is_settled", "leader_of", "read_statuses", "status", "wait_for"]
+
+ALWAYS_GIVEN = ("role", "ballot", "commit_index", "applied_index", "digest")
+POLL_INTERVAL_S = 0.05
+
+Statuses = list[dict[str, Any]]
+
+
+async def read_statuses(client: Client, cluster: Mapping[int, str], timeout: float = 1.0) -> Statuses:
+    """Ask every member at once. A member that gives no answer within `timeout` seconds is "reachable": False, and
+    what it would have said is None."""
+
+    async def ask(node_id: int) -> dict[str, Any]:
+        entry: dict[str, Any] = {"id": node_id, "address": cluster[node_id], "reachable": False}
+        try:
+            answer = await client.status(node_id, timeout=timeout)
+        except (FastPaxosError, OSError, TimeoutError) as error:
+            return entry | dict.fromkeys(ALWAYS_GIVEN) | {"error": f"{type(error).__name__}: {error}"}
+        return entry | dict.fromkeys(ALWAYS_GIVEN) | plain(answer) | {"id": node_id, "reachable": True}
+
+    return list(await asyncio.gather(*(ask(node_id) for node_id in sorted(cluster))))
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it: bytes as hexadecimal digits, keys as text."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def leader_of(statuses: Statuses) -> int | None:
+    """The id of the leader with the highest ballot among those that can be reached, or None."""
+    leaders = [entry for entry in statuses if entry["reachable"] and entry["role"] == "leader"]
+    return max(leaders, key=lambda entry: entry["ballot"])["id"] if leaders else None
+
+
+def is_settled(statuses: Statuses) -> bool:
+    """Every replica is there and all have committed and applied the same slots."""
+    if not statuses or not all(entry["reachable"] for entry in statuses):
+        return False
+    return len({entry[name] for entry in statuses for name in ("commit_index", "applied_index")}) == 1
+
+
+async def wait_for(client: Client, cluster: Mapping[int, str], what: str, timeout: float, *, leader: bool) -> Statuses:
+    """Poll until there is a leader (`leader`), or until all replicas have applied the same slots, twice in a row.
+
+    Raises FastPaxosError that says what was seen last after `timeout` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    before: Statuses = []
+    while True:
+        statuses = await read_statuses(client, cluster)
+        if leader and leader_of(statuses) is not None:
+            return statuses
+        # Replicas are asked at slightly different moments: equal once may be chance, equal and still is not.
+        if not leader and is_settled(statuses) and is_settled([*before, *statuses]):
+            return statuses
+        if loop.time() > deadline:
+            seen = "; ".join(describe(entry) for entry in statuses)
+            raise FastPaxosError(f"{what} did not happen within {timeout:g} s; last seen: {seen}")
+        before = statuses
+        await asyncio.sleep(POLL_INTERVAL_S)
+
+
+def describe(entry: Mapping[str, Any]) -> str:
+    """One replica in a few words."""
+    if not entry["reachable"]:
+        return f"replica {entry['id']} gives no answer"
+    return f"replica {entry['id']} {entry['role']}, committed {entry['commit_index']}, applied {entry['applied_index']}"
+
+
+@click.command()
+@cluster_option
+@click.option("--timeout", type=click.FloatRange(0.01, 600.0), default=2.0, show_default=True, help="Seconds to wait.")
+@json_option
+def status(cluster: dict[int, str], timeout: float, as_json: bool) -> int:
+    """Show role, ballot, commit index, applied index, digest, journal size and peers of every member.
+
+    The exit code is 1 if no member answers.
+    """
+
+    async def ask() -> int:
+        async with Client(cluster) as client:
+            statuses = await read_statuses(client, cluster, timeout)
+        if as_json:
+            print_json({"replicas": statuses, "leader": leader_of(statuses)})
+        else:
+            print_table(statuses)
+        return 0 if any(entry["reachable"] for entry in statuses) else 1
+
+    return run_on_fast_loop(ask())
+
+
+def print_table(statuses: Iterable[Mapping[str, Any]]) -> None:
+    """Print one line per replica, and one per peer connection that is down."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    columns = ("id", "address", "role", "ballot", "commit_index", "applied_index", "journal_bytes", "digest")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("address", "role", "digest") else "right")
+    troubles = []
+    for entry in statuses:
+        cells = {**entry, "role": entry["role"] if entry["reachable"] else "unreachable"}
+        table.add_row(*("" if cells.get(column) is None else str(cells[column]) for column in columns))
+        if not entry["reachable"]:
+            troubles.append(f"replica {entry['id']}: {entry['error']}")
+        down = [peer for peer in entry.get("peers") or [] if not peer.get("connected", True)]
+        troubles += [f"replica {entry['id']} has no connection to replica {peer.get('node_id')}" for peer in down]
+    Console(soft_wrap=True).print(table)
+    for trouble in troubles:
+        click.echo(trouble, err=True)

@@ -1,0 +1,36 @@
+"""The public simulator: a whole cluster in one thread and in virtual time, for tests of fastpaxos and of programs on it."""
+
+from __future__ import annotations
+
+from .checkers import JournalEntry, ProtocolChecker, Value
+from .clients import ClientOptions, SimClient
+from .cluster import SimCluster
+from .disk import SimDisk, SimulatedCrash
+from .history import ClientHistory, LogModel, Read, Violation, Write
+from .network import LinkOptions, SimNetwork
+from .node import SimNode
+from .options import DiskOptions, NemesisOptions, SimOptions
+from .schedule import Schedule
+
+__all__ = [
+    "ClientHistory",
+    "ClientOptions",
+    "DiskOptions",
+    "JournalEntry",
+    "LinkOptions",
+    "LogModel",
+    "NemesisOptions",
+    "ProtocolChecker",
+    "Read",
+    "Schedule",
+    "SimClient",
+    "SimCluster",
+    "SimDisk",
+    "SimNetwork",
+    "SimNode",
+    "SimOptions",
+    "SimulatedCrash",
+    "Value",
+    "Violation",
+    "Write",
+]
