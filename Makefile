@@ -65,10 +65,12 @@ annotate: $(STAMPS)/venv  ## write Cython's annotated sources to build/annotate 
 	cd build/annotate && $(abspath $(BIN))/cython -3 --annotate -X boundscheck=False -X wraparound=False \
 		-X initializedcheck=False -X cdivision=True fastpaxos_core/*.pyx && ls fastpaxos_core/*.html
 
+# The generated C must lie beside its source while Cython's coverage plugin looks for it.
 coverage: $(STAMPS)/coverage  ## line coverage of Python and Cython code by the default suite
-	cd build/coverage/lib && cp ../cython/fastpaxos_core/*.c $(addprefix $(CURDIR)/,$(CORE)) fastpaxos_core/
+	cp build/coverage/cython/fastpaxos_core/*.c fastpaxos_core/
 	$(call pytest,coverage,build/coverage/lib) -m "not slow" --ignore=tests/integration --timeout=600 \
-		--cov=fastpaxos --cov=fastpaxos_core --cov-report=term --cov-report=html:build/coverage/html
+		--cov=build/coverage/lib --cov=fastpaxos_core --cov-report=term --cov-report=html:build/coverage/html \
+		; status=$$?; rm -f fastpaxos_core/*.c; exit $$status
 
 asan: $(STAMPS)/asan  ## run the tests of the core under the address and undefined behaviour sanitizers
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \

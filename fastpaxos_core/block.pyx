@@ -11,7 +11,6 @@ from fastpaxos_core.errors import FrameError
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.list cimport PyList_CheckExact
 from cpython.object cimport PyObject
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -45,7 +44,8 @@ cdef inline uint32_t _block_crc(const uint8_t* data, size_t size) noexcept nogil
     return fp_crc32c(fp_crc32c(0, data, CRC_OFFSET), data + CRC_END, size - CRC_END)
 
 
-cpdef uint32_t value_crc(uint64_t slot_begin, uint64_t slot_end, int64_t timestamp_ns, uint32_t block_crc) noexcept nogil:
+cpdef uint32_t value_crc(uint64_t slot_begin, uint64_t slot_end, int64_t timestamp_ns,
+                         uint32_t block_crc) noexcept nogil:
     """Return the CRC32C that identifies a value: a block together with its slots and its timestamp."""
     cdef uint8_t packed[28]
     memcpy(packed, &slot_begin, 8)
@@ -302,8 +302,8 @@ def check_block(data, bint verify_crc=True) -> None:
 cdef class BlockView:
     """A read-only sequence of the commands of one block, each as bytes.
 
-    `BlockView(data)` checks the block, its CRC included, and raises FrameError when it is none. Bytes and memoryviews of
-    bytes are borrowed; anything that could still change is copied first.
+    `BlockView(data)` checks the block, its CRC included, and raises FrameError when it is none. Bytes and memoryviews
+    of bytes are borrowed; anything that could still change is copied first.
 
     Ownership: holds a reference to the object that owns the bytes, and its Py_buffer, as long as it lives. The owner is
     a bytes object or a view of one and refers to nothing else, so the view takes no part in garbage collection.
@@ -383,7 +383,8 @@ cdef class BlockView:
         if self._lengths == NULL:
             return np.full(self._header.command_count, self._uniform_length, dtype=np.uint32)
         cdef size_t begin = <size_t>self._lengths - <size_t>self._data
-        return np.frombuffer(_borrowed(self, begin, 4 * <size_t>self._header.command_count), dtype="<u4").astype(np.uint32)
+        lengths = _borrowed(self, begin, 4 * <size_t>self._header.command_count)
+        return np.frombuffer(lengths, dtype="<u4").astype(np.uint32)
 
     @property
     def kind(self) -> int:

@@ -173,7 +173,7 @@ __attribute__((constructor)) static void fp_crc32c_initialise(void) {
 #endif
 }
 
-/* The CRC32C of `size` bytes at `data`, continuing from the CRC32C `crc` of what stands before them (0 at the start). */
+/* The CRC32C of `size` bytes at `data`, continuing from the CRC32C `crc` of what stands before them (0 at first). */
 static inline uint32_t fp_crc32c(uint32_t crc, const void *data, size_t size) {
     return ~fp_crc32c_update(~crc, (const uint8_t *)data, size);
 }

@@ -56,11 +56,11 @@ cdef class Journal:
     cdef readonly ticket_t durable_ticket    # last ticket known durable
     cdef readonly bint has_pending           # something waits for `seal`
     cdef readonly size_t pending_bytes       # blocks and descriptors that wait for `seal`
-    cdef readonly uint64_t journal_bytes     # header and writes of all segments, sealed so far
+    cdef readonly uint64_t journal_bytes     # headers and writes of all segments, sealed so far
     cdef public bint promised_known          # False: the disk lost promises; written down with every write
     cdef readonly JournalIndex index
     # position of the next write
-    cdef uint64_t segment_number
+    cdef readonly uint64_t segment_number
     cdef uint64_t segment_size
     cdef uint64_t offset
     # what waits for `seal`

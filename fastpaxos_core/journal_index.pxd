@@ -17,7 +17,7 @@ cdef class JournalIndex:
     cdef IndexEntry* entries
     cdef Py_ssize_t count
     cdef Py_ssize_t capacity
-    cdef readonly uint64_t entry_bytes_min
+    cdef public uint64_t entry_bytes_min
     cdef bint closed                         # the last entry takes no further writes
     cdef int add(self, uint64_t segment_number, uint64_t offset, uint64_t nbytes, slot_t slot_min,
                  slot_t slot_max) except -1

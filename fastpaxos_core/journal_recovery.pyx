@@ -370,8 +370,11 @@ def open_journal(directory, uint64_t node_id, uint64_t incarnation, uint64_t boo
     cdef bytes tail
     cdef size_t padded = 0
     cdef list buffers = []
+    cdef slot_t header_commit_index
     scanner.scan()
     tail = scanner.take_tail()
+    # The header stands before the last write: what that write commits may be in that write only.
+    header_commit_index = scanner.state.commit_index
     journal.segment_number = max(scanner.numbers, default=0) + 1
     scanner.finish(tail, journal.segment_number, SEGMENT_FIRST_OFFSET)
     recovery = scanner.recovery
@@ -394,7 +397,7 @@ def open_journal(directory, uint64_t node_id, uint64_t incarnation, uint64_t boo
     header.cut_segment = scanner.cut_segment
     header.cut_offset = scanner.cut_offset
     header.promised_ballot = recovery.promised_ballot
-    header.commit_index = recovery.commit_index
+    header.commit_index = header_commit_index
     buffers.insert(0, encode_segment_header(&header))
     create_segment(directory, segment_name_of(journal.segment_number), journal.segment_size, buffers)
     # What is behind a cut is of no use any more. Removing it need not be durable: the cut is.

@@ -90,6 +90,8 @@ cdef class Learner:
             )
         state.window.set_status(reference, SLOT_COMMITTED)
         state.commit_index = batch.descriptor.slot_end - 1
+        # Zero on everybody but a leader, whose proposals these are.
+        state.bytes_in_flight -= min(<uint64_t>batch.descriptor.block_bytes, state.bytes_in_flight)
         return 0
 
     cdef int fetch_missing(self) except -1:

@@ -20,7 +20,6 @@ cdef class Proposer:
     cdef readonly slot_t next_slot           # first slot not proposed yet
     cdef readonly slot_t recovered_end       # end of what Phase 1 re-proposed; 0 while that goes on
     cdef slot_t own_next                     # first own proposal whose own vote is not counted
-    cdef readonly uint64_t bytes_in_flight   # block bytes proposed and not committed
     cdef readonly uint64_t quorum_heard_ns
     cdef uint64_t heartbeat_ns
     cdef uint64_t heartbeat_interval_ns
@@ -34,7 +33,6 @@ cdef class Proposer:
     cdef uint32_t propose(self, object owner, size_t offset, uint32_t block_bytes, uint32_t slot_count,
                           uint32_t block_crc, int64_t timestamp_ns) except? 0xFFFFFFFF
     cdef int count_vote(self, uint32_t reference, uint32_t bit) except -1
-    cdef int _commit(self, uint32_t reference) except -1
     cdef int count_own_votes(self) except -1
     cdef int commit_chosen(self) except -1
     cdef int handle_accepted(self, Peer peer, Frame frame) except -1

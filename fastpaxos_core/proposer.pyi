@@ -7,7 +7,6 @@ class Proposer:
     ballot: int
     next_slot: int
     recovered_end: int
-    bytes_in_flight: int
     quorum_heard_ns: int
     def __init__(
         self,

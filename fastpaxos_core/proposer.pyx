@@ -78,7 +78,7 @@ cdef class Proposer:
         self.next_slot = self.state.commit_index + 1
         self.own_next = self.next_slot
         self.recovered_end = 0
-        self.bytes_in_flight = 0
+        self.state.bytes_in_flight = 0
         self.quorum_heard_ns = self.state.now_ns
         self.heartbeat_ns = 0
         for peer in self.state.peer_list:
@@ -94,7 +94,7 @@ cdef class Proposer:
         """End a candidacy or leadership. What was proposed stays accepted here and may still be chosen."""
         self.role = ROLE_FOLLOWER
         self.ballot = 0
-        self.bytes_in_flight = 0
+        self.state.bytes_in_flight = 0
         return 0
 
     cdef bint is_ready(self) noexcept:
@@ -121,7 +121,7 @@ cdef class Proposer:
         reference = state.store(&descriptor, owner, offset, SLOT_ACCEPTED)
         if reference != NO_BATCH:
             self.next_slot = descriptor.slot_end
-            self.bytes_in_flight += block_bytes
+            state.bytes_in_flight += block_bytes
         return reference
 
     cdef int count_vote(self, uint32_t reference, uint32_t bit) except -1:
@@ -130,15 +130,9 @@ cdef class Proposer:
         state.window.add_vote(reference, bit)
         if batch.status == SLOT_ACCEPTED and state.quorum.phase2_c(batch.votes):
             if batch.descriptor.slot_begin == state.commit_index + 1:
-                self._commit(reference)
+                self.learner.commit_batch(reference)
             else:
                 state.window.set_status(reference, SLOT_CHOSEN)
-        return 0
-
-    cdef int _commit(self, uint32_t reference) except -1:
-        cdef uint64_t size = self.state.window.at(reference).descriptor.block_bytes
-        self.learner.commit_batch(reference)
-        self.bytes_in_flight -= min(size, self.bytes_in_flight)
         return 0
 
     cdef int count_own_votes(self) except -1:
@@ -170,7 +164,7 @@ cdef class Proposer:
             reference = state.window.find(state.commit_index + 1)
             if reference == NO_BATCH or state.window.at(reference).status != SLOT_CHOSEN:
                 return 0
-            self._commit(reference)
+            self.learner.commit_batch(reference)
 
     cdef int handle_accepted(self, Peer peer, Frame frame) except -1:
         """Phase 2b answers. Other ballots and other boots are ignored; every acceptor counts once per batch."""

@@ -180,6 +180,10 @@ cdef class Replica:
     def peer_connected(self, int peer, int boot) -> None:
         """A connection to a member stands; `boot` is from its hello. Everything unanswered is sent again."""
         cdef Peer found = self._peer(peer)
+        if found.boot != boot:
+            # What it knew before it started again it may not know any more; what was durable still is.
+            found.commit_index = 0
+            found.applied_index = 0
         found.connected = True
         found.boot = boot
         found.buffers = []
@@ -366,7 +370,7 @@ cdef class Replica:
     def _has_room(self, uint64_t slot_count, uint64_t size):
         cdef uint64_t in_flight = self.proposer.next_slot - self.state.commit_index - 1
         return (in_flight + slot_count <= max(self.admission_slots, slot_count)
-                and self.proposer.bytes_in_flight + size <= max(self.admission_bytes, size)
+                and self.state.bytes_in_flight + size <= max(self.admission_bytes, size)
                 and len(self.applier.waiters) < WAITERS_MAX)
 
     def _timestamp(self):
@@ -617,7 +621,7 @@ cdef class Replica:
     @property
     def bytes_in_flight(self) -> int:
         """Leader: block bytes proposed and not yet committed."""
-        return self.proposer.bytes_in_flight
+        return self.state.bytes_in_flight
 
     @property
     def window_is_filling(self) -> bool:
@@ -625,7 +629,7 @@ cdef class Replica:
         if self.proposer.role != ROLE_LEADER:
             return False
         return (4 * (self.proposer.next_slot - self.state.commit_index - 1) > 3 * self.admission_slots
-                or 4 * self.proposer.bytes_in_flight > 3 * self.admission_bytes)
+                or 4 * self.state.bytes_in_flight > 3 * self.admission_bytes)
 
     def has_work(self) -> bool:
         """Tell whether batches wait to be applied."""

@@ -1,6 +1,7 @@
 """Result blobs: the results of all commands of one block, in the form in which they are kept and sent.
 
-The layout is in docs/protocol.md, "Result blob". A result is bytes, or a `CommandFailure` when the state machine raised.
+The layout is in docs/protocol.md, "Result blob". A result is bytes, or a `CommandFailure` when the state machine
+raised.
 """
 
 import msgpack
@@ -231,7 +232,7 @@ cdef int _split(const uint8_t* data, uint64_t size, uint32_t count, Parts* parts
     if (header.version != RESULTS_VERSION or header.flags & ~RESULTS_FLAGS_KNOWN or header.reserved != 0
             or header.flags & (RESULTS_UNIFORM | RESULTS_SHARED) == RESULTS_UNIFORM | RESULTS_SHARED):
         raise FrameError(f"result blob has version {header.version}, flags {header.flags:#04x}, reserved bits "
-                         f"{header.reserved:#06x}; known is version {RESULTS_VERSION}, flags {RESULTS_FLAGS_KNOWN:#04x}")
+                         f"{header.reserved:#06x}; known are version {RESULTS_VERSION}, flags up to 6")
     if header.count != count or count == 0:
         raise FrameError(f"result blob has {header.count} results for {count} commands")
     memset(parts, 0, sizeof(Parts))

@@ -54,9 +54,11 @@ cdef class ReplicaState:
     cdef readonly slot_t commit_index
     cdef readonly slot_t applied_index
     cdef readonly slot_t everywhere_durable
+    cdef slot_t durable_cursor               # behind durable_index()
     cdef readonly bint voting
     cdef readonly ballot_t leader_ballot     # highest ballot whose leader was heard
     cdef readonly uint64_t leader_heard_ns
+    cdef readonly uint64_t bytes_in_flight   # leader: block bytes proposed and not committed
     cdef readonly bint deposed               # a learned batch contradicts this leader's proposal: step down
     cdef uint64_t window_slots
     cdef uint64_t window_bytes

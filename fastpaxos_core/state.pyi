@@ -39,6 +39,7 @@ class ReplicaState:
     voting: bool
     leader_ballot: int
     leader_heard_ns: int
+    bytes_in_flight: int
     deposed: bool
     def __init__(
         self,

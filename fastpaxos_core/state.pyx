@@ -138,19 +138,24 @@ cdef class ReplicaState:
         return 0
 
     cdef slot_t durable_index(self) noexcept nogil:
-        """Committed slots <= it are on this disk. Looks from the top, where the few undurable batches are."""
-        cdef slot_t slot = self.commit_index + 1
+        """Committed slots <= it are on this disk.
+
+        A cursor that only moves up: batches need not become durable in slot order, a fetched one may come late.
+        """
         cdef uint32_t reference
         cdef Batch* batch
-        while slot > self.window.memory_begin:
-            reference = self.window.find(slot - 1)
+        if self.durable_cursor + 1 < self.window.memory_begin:
+            # What has left memory was durable.
+            self.durable_cursor = self.window.memory_begin - 1
+        while self.durable_cursor < self.commit_index:
+            reference = self.window.find(self.durable_cursor + 1)
             if reference == NO_BATCH:
-                return self.window.memory_begin - 1
+                break
             batch = self.window.at(reference)
-            if batch.ticket <= self.journal.durable_ticket:
-                return slot - 1
-            slot = batch.descriptor.slot_begin
-        return self.window.memory_begin - 1
+            if batch.ticket > self.journal.durable_ticket:
+                break
+            self.durable_cursor = batch.descriptor.slot_end - 1
+        return self.durable_cursor
 
     cdef int send_batches(self, list peers, int frame_type, ballot_t ballot, const void* fixed, size_t fixed_bytes,
                           const BatchDescriptor* descriptors, size_t count, list parts) except -1:

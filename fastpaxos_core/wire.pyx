@@ -8,9 +8,9 @@ import enum
 from typing import NamedTuple
 
 import cython
-import msgpack
 
 from fastpaxos_core.errors import FrameError
+from fastpaxos_core.mapping import pack_mapping, unpack_mapping
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
@@ -25,9 +25,6 @@ cdef enum:
     CRC_OFFSET = 8               # of FrameHeader.crc, which the checksum leaves out
     CRC_END = 12
     RECEIVE_BYTES = 262144       # of a splitter's receive buffer
-    MAPPING_BYTES_MAX = 262144   # of one msgpack map; decoded it may take 64 times as much
-    MAPPING_ITEMS_MAX = 4096     # of one list or map inside
-    MAPPING_DEPTH_MAX = 8
     STATUS_MAX = 11              # highest ReplyStatus
 
 cdef uint64_t _SIZE_MAX = 0xFFFFFFFF
@@ -174,7 +171,7 @@ cdef class FrameWriter:
         return _new_frame(&self._template, frame_type, ballot, head, head_bytes, _EMPTY, 0, body_bytes)
 
     def encode(self, uint8_t frame_type, uint64_t ballot, bytes head not None, bytes body not None=b"") -> bytes:
-        """Return one whole frame. Raises ValueError for an unknown type and for a head or body above 2**32 - 1 bytes."""
+        """Return one whole frame. Raises ValueError for an unknown type or a head or body above 2**32 - 1 bytes."""
         return _joined(self, frame_type, ballot, <const uint8_t*>PyBytes_AS_STRING(head),
                        <size_t>PyBytes_GET_SIZE(head), body)
 
@@ -197,6 +194,8 @@ cdef class FrameWriter:
         head.status = status
         head.leader_hint = leader_hint
         head.slot_begin = slot_begin
+        head.results_crc = _crc_of(results)
+        head.reserved = 0
         return _joined(self, FRAME_REPLY, 0, <const uint8_t*>&head, sizeof(head), results)
 
     def query(self, uint64_t query_id, bytes request not None, uint32_t deadline_ms=0, uint16_t read_mode=0,
@@ -223,11 +222,11 @@ cdef class FrameWriter:
 
     def hello(self, mapping) -> bytes:
         """Return a HELLO frame. Raises ValueError or TypeError for a map that `parse_mapping` would refuse."""
-        return self.encode(FRAME_HELLO, 0, _pack_mapping(mapping))
+        return self.encode(FRAME_HELLO, 0, pack_mapping(mapping))
 
     def control(self, mapping) -> bytes:
         """Return a CONTROL frame. Raises ValueError or TypeError for a map that `parse_mapping` would refuse."""
-        return self.encode(FRAME_CONTROL, 0, _pack_mapping(mapping))
+        return self.encode(FRAME_CONTROL, 0, pack_mapping(mapping))
 
 
 cdef bytes _new_frame(const FrameHeader* template, int frame_type, uint64_t ballot, const uint8_t* head,
@@ -554,6 +553,8 @@ cdef packed struct ReplyHead:
     uint16_t status
     uint16_t leader_hint
     uint64_t slot_begin
+    uint32_t results_crc         # CRC32C of the body
+    uint32_t reserved
 
 cdef packed struct QueryHead:
     uint64_t query_id
@@ -643,11 +644,19 @@ def parse_submit(Frame frame not None) -> tuple:
     return head.request_id, head.deadline_ms
 
 
+cdef uint32_t _crc_of(bytes data) noexcept:
+    return fp_crc32c(0, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+
 def parse_reply(Frame frame not None):
     """Return the `Reply` of a REPLY frame. Raises FrameError."""
     cdef ReplyHead head
     memcpy(&head, _head_of(frame, FRAME_REPLY, sizeof(head), True), sizeof(head))
     _known_status(frame, head.status)
+    _reserved_zero(frame, head.reserved)
+    if head.results_crc != _crc_of(frame.body):
+        raise FrameError(f"the results of REPLY {head.request_id} have CRC {_crc_of(frame.body):#010x}, "
+                         f"its head says {head.results_crc:#010x}")
     return _tuple_new(Reply, (head.session_id, head.first_sequence, head.request_id, head.command_count, head.status,
                               head.leader_hint, head.slot_begin, frame.body))
 
@@ -677,71 +686,9 @@ def parse_query_reply(Frame frame not None):
 
 # ---- msgpack maps ----
 
-def _checked_pairs(pairs):
-    # Keys are judged before they are hashed, so that no list or map becomes a key and none is given twice.
-    result = {}
-    for key, value in pairs:
-        if type(key) is not str and type(key) is not int:
-            raise FrameError(f"map has a key of type {type(key).__name__}, it must be str or int")
-        if key in result:
-            raise FrameError(f"map has the key {key!r} twice")
-        result[key] = value
-    return result
-
-
-cdef int _check_value(object value, int depth) except -1:
-    if depth > MAPPING_DEPTH_MAX:
-        raise FrameError(f"map is nested deeper than {MAPPING_DEPTH_MAX} levels")
-    if isinstance(value, dict):
-        for item in value.values():
-            _check_value(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_value(item, depth + 1)
-    elif value is not None and not isinstance(value, (bool, int, float, str, bytes)):
-        raise FrameError(f"map has a value of type {type(value).__name__}")
-    return 0
-
-
-cdef dict _unpack_mapping(bytes data):
-    if len(data) > MAPPING_BYTES_MAX:
-        raise FrameError(f"map has {len(data)} bytes, limit is {MAPPING_BYTES_MAX}")
-    try:
-        mapping = msgpack.unpackb(
-            data, raw=False, strict_map_key=False, object_pairs_hook=_checked_pairs, max_str_len=MAPPING_BYTES_MAX,
-            max_bin_len=MAPPING_BYTES_MAX, max_array_len=MAPPING_ITEMS_MAX, max_map_len=MAPPING_ITEMS_MAX, max_ext_len=0,
-        )
-    except (FrameError, MemoryError):
-        raise
-    except Exception as error:
-        raise FrameError(f"{len(data)} bytes are no msgpack map: {type(error).__name__}: {error}") from None
-    if not isinstance(mapping, dict):
-        raise FrameError(f"expected a msgpack map, got {type(mapping).__name__}")
-    for key in mapping:
-        if not isinstance(key, str):
-            raise FrameError(f"map has the outer key {key!r}, it must be str")
-    _check_value(mapping, 1)
-    return mapping
-
-
-cdef bytes _pack_mapping(object mapping):
-    # Reads back what it made: a map that the other side would refuse is the caller's mistake and is found here.
-    cdef bytes data = msgpack.packb(mapping, use_bin_type=True)
-    try:
-        _unpack_mapping(data)
-    except FrameError as error:
-        raise ValueError(str(error)) from None
-    return data
-
-
 def parse_mapping(Frame frame not None) -> dict:
-    """Return the map of a HELLO or CONTROL frame.
-
-    Keys are str (ints as well in maps inside the map), values None, bool, int, float, str, bytes, list or map. Raises
-    FrameError for anything else, for trailing bytes, a key given twice, more than 256 KiB, 4096 items in one list or
-    map, or 8 levels.
-    """
+    """Return the map of a HELLO or CONTROL frame. Raises FrameError for what `unpack_mapping` refuses."""
     if frame.type != FRAME_HELLO and frame.type != FRAME_CONTROL:
         raise FrameError(f"frame is {_type_text(frame.type)}, expected HELLO or CONTROL")
     _no_body(frame)
-    return _unpack_mapping(frame.head)
+    return unpack_mapping(frame.head)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
-from fastpaxos_core.results import CommandFailure, decode_results
-from fastpaxos_core.wire import Reply
 
 from fastpaxos.command_queue import PendingBlock
 from fastpaxos.errors import CommandError, FrameError
+from fastpaxos_core.results import CommandFailure, decode_results
+from fastpaxos_core.wire import Reply
 
-__all__ = ["Answers", "BlockReply", "Completion", "parse_command_error"]
+__all__ = ["Answers", "BlockReply", "Completion", "ResultsWithErrors", "parse_command_error"]
 
 HAS_ERRORS = 2  # flag of a result blob: some command failed
 
@@ -38,6 +38,12 @@ class BlockReply(NamedTuple):
     command_count: int
     slot_begin: int
     results: bytes
+
+
+class ResultsWithErrors(list[Any]):
+    """The results of one block, in order, at least one of which is a CommandError."""
+
+    __slots__ = ()
 
 
 class Answers:
@@ -68,7 +74,9 @@ class Answers:
         if has_errors:
             values = [_raised(value) if isinstance(value, CommandFailure) else value for value in values]
         if block.is_whole:
-            self._completions.append(Completion(block.waiters, (values,), False))
+            self._completions.append(
+                Completion(block.waiters, (ResultsWithErrors(values) if has_errors else values,), False)
+            )
         else:
             self._completions.append(Completion(block.waiters, values, has_errors))
 
@@ -87,13 +95,11 @@ def parse_command_error(data: bytes) -> CommandError:
     """Read the result of a query that raised. Raises FrameError."""
     try:
         parts = msgpack.unpackb(data, raw=False, max_array_len=2, max_map_len=0, max_ext_len=0, max_bin_len=0)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise FrameError(f"{len(data)} bytes are no [type name, message]: {error}") from None
+    except (ValueError, msgpack.UnpackException) as problem:
+        raise FrameError(f"{len(data)} bytes are no [type name, message]: {problem}") from None
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         raise FrameError("the error of a query is not [type name, message]")
-    error = CommandError(parts[0], parts[1])
-    error.of_query()
-    return error
+    return CommandError(parts[0], parts[1]).of_query()
 
 
 def _raised(failure: CommandFailure) -> CommandError:

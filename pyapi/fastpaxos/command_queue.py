@@ -12,7 +12,7 @@ from typing import Any
 
 from fastpaxos.errors import TooLarge
 
-__all__ = ["NEVER_NS", "ClientLimits", "CommandQueue", "PendingBlock"]
+__all__ = ["NEVER_NS", "ClientLimits", "CommandQueue", "PendingBlock", "encoded_size"]
 
 NEVER_NS = (1 << 63) - 1
 MIB = 1 << 20
@@ -44,6 +44,11 @@ class ClientLimits:
             if isinstance(value, int) and not isinstance(value, bool) and 0 < value < getattr(self, name):
                 lower[name] = value
         return replace(self, **lower) if lower else self
+
+
+def encoded_size(commands: Sequence[bytes]) -> int:
+    """Bytes of the block that `commands` make, at most."""
+    return sum(map(len, commands)) + LENGTH_BYTES * len(commands) + BLOCK_HEADER_BYTES
 
 
 class PendingBlock:
@@ -146,14 +151,19 @@ class CommandQueue:
         if deadline_ns < block.deadline_ns:
             block.deadline_ns = deadline_ns
 
-    def add_list(self, commands: Sequence[bytes], waiter: Any, deadline_ns: int, *, is_raw: bool = False) -> None:
-        """Append `commands`, all of them bytes, as exactly one block with one waiter. Raises TooLarge, ValueError."""
+    def add_list(
+        self, commands: Sequence[bytes], waiter: Any, deadline_ns: int, encoded_bytes: int, *, is_raw: bool = False
+    ) -> None:
+        """Append `commands`, all of them bytes, as exactly one block with one waiter. Raises TooLarge, ValueError.
+
+        `encoded_bytes` is `encoded_size(commands)`.
+        """
         count = len(commands)
         if not count:
             raise ValueError("a block needs at least one command")
         limits = self.limits
         block = PendingBlock(is_whole=True, is_raw=is_raw)
-        block.encoded_bytes += sum(map(len, commands)) + LENGTH_BYTES * count
+        block.encoded_bytes = encoded_bytes
         if count > limits.commands_per_block_max or block.encoded_bytes > limits.block_bytes_max:
             raise TooLarge(
                 f"{count} commands make a block of {block.encoded_bytes} bytes; at most "
@@ -226,7 +236,8 @@ class CommandQueue:
         for block in blocks:
             try:
                 if block.is_whole:
-                    self.add_list(block.commands, block.waiters[0], block.deadline_ns, is_raw=block.is_raw)
+                    waiter, size = block.waiters[0], block.encoded_bytes
+                    self.add_list(block.commands, waiter, block.deadline_ns, size, is_raw=block.is_raw)
                     continue
             except TooLarge as error:
                 refused.append((block.waiters[0], error))

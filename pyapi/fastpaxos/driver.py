@@ -38,14 +38,13 @@ INLINE_WRITE_BYTES_MAX = 64 * 1024
 class JournalStorage(Protocol):
     """Where journal writes go. See `fastpaxos.storage`."""
 
-    @property
-    def recent_sync_ns(self) -> int: ...
+    recent_sync_ns: int
 
     def write_inline(self, write: JournalWrite) -> None:
         """Write and sync on this thread. Raises OSError; the node must stop then."""
         ...
 
-    def write(self, write: JournalWrite, done: Callable[[BaseException | None], None]) -> None:
+    def write(self, write: JournalWrite, done: Callable[[OSError | None], None]) -> None:
         """Write and sync on the writer thread; `done` is called on the event loop."""
         ...
 
@@ -106,9 +105,9 @@ class Driver:
         return now_ns - self._write_started_ns if self._write_started_ns else 0
 
     @property
-    def is_writing(self) -> bool:
-        """A write is under way on the writer thread."""
-        return self._write_started_ns != 0
+    def is_mid_batch(self) -> bool:
+        """The state machine has applied a part of a batch: its state belongs to no applied_index."""
+        return self._run is not None
 
     def _drive(self) -> None:
         self._is_awake = False
@@ -135,9 +134,9 @@ class Driver:
             self._storage.write_inline(write)
             replica.synced(write.ticket)
             self._send()
-        for read in replica.take_reads():
-            self._start_read(read)
+        self._start_reads()
         has_more = self._apply()
+        self._start_reads()  # what apply must have read back first
         service.answer_blocks()
         if self._run is None:
             service.answer_queries()
@@ -148,13 +147,15 @@ class Driver:
     # 1. Journal
 
     def _may_sync_inline(self, write: JournalWrite) -> bool:
-        return write.nbytes <= INLINE_WRITE_BYTES_MAX and self._storage.recent_sync_ns < INLINE_SYNC_NS_MAX
+        if write.new_segment is not None or write.nbytes > INLINE_WRITE_BYTES_MAX:
+            return False
+        return self._storage.recent_sync_ns < INLINE_SYNC_NS_MAX
 
     def _start_write(self, write: JournalWrite) -> None:
         self._write_started_ns = self._clock_ns()
         self._storage.write(write, partial(self._written, write.ticket))
 
-    def _written(self, ticket: int, error: BaseException | None) -> None:
+    def _written(self, ticket: int, error: OSError | None) -> None:
         self._write_started_ns = 0
         if self._is_stopped:
             return
@@ -193,9 +194,10 @@ class Driver:
 
     # 3. Reading back
 
-    def _start_read(self, read: JournalRead) -> None:
-        future = self._loop.run_in_executor(self._read_executor, self._storage.read, read)
-        future.add_done_callback(partial(self._read_done, read))
+    def _start_reads(self) -> None:
+        for read in self._replica.take_reads():
+            future = self._loop.run_in_executor(self._read_executor, self._storage.read, read)
+            future.add_done_callback(partial(self._read_done, read))
 
     def _read_done(self, read: JournalRead, future: asyncio.Future[bytes]) -> None:
         if self._is_stopped or future.cancelled():
@@ -231,7 +233,7 @@ class Driver:
             if run is None:
                 batch = replica.next_batch()
                 if batch is None:
-                    # Perhaps the batch was a no-op or must be read back first: the next turn asks for that.
+                    # All was no-ops, or the next batch must be read back first.
                     self._run = None
                     return False
                 run = BatchRun(machine, batch.view, batch.slot_begin, batch.now_ns)

@@ -82,7 +82,7 @@ class ClientError(FastPaxosError):
         return self
 
 
-class NotApplied(ClientError):
+class NotApplied(ClientError):  # noqa: N818
     """The command did not take effect and never will; it is safe to do it again."""
 
     retryable = True
@@ -106,7 +106,7 @@ class TooLarge(NotApplied):
     retryable = False
 
 
-class OutcomeUnknown(ClientError):
+class OutcomeUnknown(ClientError):  # noqa: N818
     """The command was sent and may have taken effect, or may still do so. Look at the state before doing it again."""
 
     may_have_applied = True
@@ -153,5 +153,5 @@ class CommandError(ClientError):
         return f"the state machine raised {self.type_name}: {self.message}"
 
 
-class Closed(ClientError):
+class Closed(ClientError):  # noqa: N818
     """The client or node is closed (or was never opened); the call had no effect. Open a new one."""

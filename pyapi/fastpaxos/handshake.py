@@ -147,9 +147,9 @@ def check_peer(own: Identity, hello: Hello, cluster: Mapping[int, str], expected
             f"node {own.node_id} runs with durability {own.durability}, node {hello.node_id} with {hello.durability}; "
             f"all members must use the same",
         )
-    if not (own.founding and hello.founding):
+    if not own.founding:
         return
-    if hello.founding != own.founding:
+    if hello.founding and hello.founding != own.founding:
         raise HandshakeRefusedError(
             "founding",
             f"nodes {own.node_id} and {hello.node_id} have different founding records ({own.founding.hex()} and "

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastpaxos_core.block import build_block
-
 from fastpaxos.command_queue import NEVER_NS, CommandQueue, PendingBlock
+from fastpaxos_core.block import build_block
 
 __all__ = ["InflightBlocks", "PendingQueries", "PendingQuery"]
 

@@ -19,11 +19,26 @@ OPENING (session being opened through the log) -> READY. A redirect ends it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
 from random import Random
 from typing import Any
 
+from fastpaxos.answers import BlockReply, Completion, parse_command_error
+from fastpaxos.client_handshake import check_node_hello, client_hello, leader_of, members_of, refusal_error
+from fastpaxos.command_queue import ClientLimits, PendingBlock
+from fastpaxos.errors import (
+    Busy,
+    ConfigError,
+    FrameError,
+    NoLeader,
+    NotApplied,
+    Rejected,
+    TooLarge,
+)
+from fastpaxos.handshake import Hello, check_hello
+from fastpaxos.leader_choice import LeaderChoice
+from fastpaxos.pending_work import PendingWork
 from fastpaxos_core.wire import (
     Frame,
     FrameType,
@@ -35,27 +50,6 @@ from fastpaxos_core.wire import (
     parse_query_reply,
     parse_reply,
 )
-
-from fastpaxos.answers import Answers, BlockReply, Completion, parse_command_error
-from fastpaxos.command_queue import ClientLimits, CommandQueue, PendingBlock
-from fastpaxos.errors import (
-    Busy,
-    Closed,
-    ConfigError,
-    ConnectionLost,
-    DeadlineExceeded,
-    FrameError,
-    NoLeader,
-    NotApplied,
-    OutcomeUnknown,
-    Rejected,
-    ResultGone,
-    SessionExpired,
-    TooLarge,
-)
-from fastpaxos.handshake import GROUP_ID, PROTOCOL_MAX, PROTOCOL_MIN, Hello, check_hello
-from fastpaxos.inflight import InflightBlocks, PendingQueries, PendingQuery
-from fastpaxos.leader_choice import LeaderChoice
 
 __all__ = ["BlockReply", "Completion", "ConnectionState", "Session"]
 
@@ -69,8 +63,6 @@ LEADERLESS_PATIENCE_NS = 100 * NS_PER_MS
 SILENCE_MAX_NS = 8_000 * NS_PER_MS
 NONCE_BYTES = 16
 DEADLINE_MS_MAX = (1 << 32) - 1
-# A refusal with one of these reasons does not go away by trying again.
-CONFIG_REASONS = frozenset({"cluster", "group", "kind", "protocol"})
 
 
 class ConnectionState(Enum):
@@ -87,7 +79,7 @@ DISCONNECTED = ConnectionState.DISCONNECTED
 READY = ConnectionState.READY
 
 
-class Session:
+class Session(PendingWork):
     """One client of one cluster.
 
     Args:
@@ -105,6 +97,8 @@ class Session:
     Attributes:
         session_id: 0 while no session is open.
         cluster_id: b"" until the first contact with a founded node; other clusters are refused from then on.
+        limits_known: a node's hello has told its limits.
+        unusable: says why no address can be used (all are of another cluster or protocol), "" otherwise.
         is_session_closed: the log has the close of this session, or there was none to close.
     """
 
@@ -118,27 +112,21 @@ class Session:
         silence_timeout_ms: int = 1_000,
         is_abandoned: Callable[[Any], bool] | None = None,
     ) -> None:
+        super().__init__(limits if limits is not None else ClientLimits(), blocks_in_flight_max, is_abandoned)
         self.choice = choice
         self.session_id = 0
         self.cluster_id = b""
         self.limits_known = False
+        self.unusable = ""
         self.is_session_closed = False
         self._random = random
-        self._limits = limits if limits is not None else ClientLimits()
-        self._is_abandoned = is_abandoned
         self._silence_timeout_ns = silence_timeout_ms * NS_PER_MS
         self._incarnation = random.getrandbits(64)
         self._writer = FrameWriter(0, self._incarnation, 0)
-        self._queue = CommandQueue(self._limits, is_abandoned)
-        self._inflight = InflightBlocks(blocks_in_flight_max)
-        self._queries = PendingQueries()
-        self._answers = Answers()
         self._out: list[bytes] = []
         self._nonce = random.randbytes(NONCE_BYTES)
-        self._next_request = 1
         self._open_request = 0
         self._close_request = 0
-        self._is_closing = False
         self._state = DISCONNECTED
         self._address = choice.target
         self._node_id = 0
@@ -172,29 +160,6 @@ class Session:
         return self._node_id if self._state is not DISCONNECTED else 0
 
     @property
-    def limits(self) -> ClientLimits:
-        """The limits in force."""
-        return self._queue.limits
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes charged for all that is queued or unanswered; a command with a waiter of its own costs 64 more."""
-        return self._queue.charge + self._inflight.charge + self._queries.charge
-
-    @property
-    def room_bytes(self) -> int:
-        """Bytes that may still be submitted; negative when more than allowed is pending."""
-        return self._limits.inflight_bytes_max - self.pending_bytes
-
-    @property
-    def is_idle(self) -> bool:
-        """No caller waits for anything."""
-        if self._queue or self._queries:
-            return False
-        gone = self._is_abandoned
-        return all(gone is not None and gone(waiter) for waiter in self._inflight.live_waiters())
-
-    @property
     def needs_ticks(self) -> bool:
         """Whether time matters now. False for an idle client with a standing connection."""
         is_settled = self._state is READY or self._state is DISCONNECTED
@@ -204,69 +169,6 @@ class Session:
         """How long to wait before connecting to `address`."""
         return self.choice.wait_ns(now_ns)
 
-    # --- work ---------------------------------------------------------------------------------------------------------
-
-    def has_room(self, size: int) -> bool:
-        """Whether `size` more bytes may be submitted now. Anything fits when nothing is pending."""
-        pending_bytes = self._queue.charge + self._inflight.charge + self._queries.charge
-        return pending_bytes + size <= self._limits.inflight_bytes_max or not pending_bytes
-
-    def submit(self, command: bytes, waiter: Any, deadline_ns: int) -> None:
-        """Queue one command. Raises Busy, TooLarge, Closed."""
-        if self._is_closing or not self.has_room(len(command)):
-            self._refuse_work(len(command))
-        self._queue.add(command, waiter, deadline_ns)
-
-    def submit_list(self, commands: Sequence[bytes], waiter: Any, deadline_ns: int, *, is_raw: bool = False) -> None:
-        """Queue `commands`, all of them bytes, as exactly one block with one waiter, which gets the list of results.
-
-        Failed commands have a CommandError in that list. With `is_raw` the waiter gets a `BlockReply` instead. The
-        sequence must not change afterwards. Raises Busy, TooLarge, Closed, ValueError for an empty list.
-        """
-        if self._is_closing or not self.has_room(1):
-            self._refuse_work(1)
-        self._queue.add_list(commands, waiter, deadline_ns, is_raw=is_raw)
-
-    def query(self, request: bytes, waiter: Any, deadline_ns: int) -> None:
-        """Ask a linearizable read. Raises Busy, TooLarge, Closed."""
-        if self._is_closing or not self.has_room(len(request)):
-            self._refuse_work(len(request))
-        self._queue.check_command_bytes(len(request))
-        self._queries.add(self._take_request_id(), PendingQuery(request, waiter, deadline_ns))
-
-    def close(self) -> None:
-        """Take no more work. When all callers have their answers, the session is closed through the log."""
-        self._is_closing = True
-
-    def abandon(self, reason: str) -> None:
-        """Give every caller an error now: Closed for what was never sent, ConnectionLost for the rest."""
-        self._is_closing = True
-        self._answers.fail(self._queue.clear(), lambda: Closed(f"{reason}; the command was never sent"))
-        self._answers.fail(
-            self._inflight.live_waiters(),
-            lambda: ConnectionLost(
-                f"{reason} while the command had no answer; it may have been applied, look before doing it again"
-            ),
-        )
-        self._inflight.clear()
-        for query in self._queries.clear():
-            if query.attempts:
-                self._answers.one(query.waiter, ConnectionLost(f"{reason} before the query was answered").of_query())
-            else:
-                self._answers.one(query.waiter, Closed(f"{reason}; the query was never sent"))
-
-    def take_completions(self) -> list[Completion]:
-        """Return the answers since the last call, in the order in which they came."""
-        return self._answers.take() if self._answers else []
-
-    def _refuse_work(self, size: int) -> None:
-        if self._is_closing:
-            raise Closed("the client is closed and takes no more work; open a new one")
-        raise Busy(
-            f"{self.pending_bytes} bytes are queued or unanswered and {size} more would exceed inflight_bytes_max "
-            f"{self._limits.inflight_bytes_max}; await answers or ready_to_submit()"
-        )
-
     # --- connection ---------------------------------------------------------------------------------------------------
 
     def connected(self, now_ns: int) -> None:
@@ -275,20 +177,7 @@ class Session:
         self._state = ConnectionState.GREETING
         self._node_id = 0
         self._since_ns = self._heard_ns = now_ns
-        hello = {
-            "protocol_min": PROTOCOL_MIN,
-            "protocol_max": PROTOCOL_MAX,
-            "kind": "client",
-            "features": 0,
-            "group_id": GROUP_ID,
-            "node_id": 0,
-            "boot": 0,
-            "incarnation": self._incarnation,
-            "durability": "",
-            "founding": b"",
-            "cluster_id": self.cluster_id,
-        }
-        self._out = [self._writer.hello(hello)]
+        self._out = [self._writer.hello(client_hello(self._incarnation, self.cluster_id))]
 
     def connect_failed(self, error: Exception, now_ns: int) -> None:
         """`address` could not be reached."""
@@ -301,30 +190,17 @@ class Session:
 
     def receive(self, frame: Frame, now_ns: int) -> None:
         """Take one frame of the current connection. A wrong one ends the connection; nothing is raised."""
-        state = self._state
-        if state is DISCONNECTED:
+        if self._state is DISCONNECTED:
             return
         self._heard_ns = now_ns
-        frame_type = frame.type
         try:
-            if frame_type == FrameType.HELLO:
-                self._handle_hello(check_hello(parse_mapping(frame)), now_ns)
-            elif frame_type == FrameType.CONTROL:
-                self._handle_control(parse_mapping(frame), now_ns)
-            elif state is ConnectionState.GREETING:
-                raise FrameError(f"the first frame has type {frame_type}, it is no hello")
-            elif frame_type == FrameType.REPLY:
-                self._handle_reply(parse_reply(frame), now_ns)
-            elif frame_type == FrameType.QUERY_REPLY:
-                self._handle_query_reply(parse_query_reply(frame), now_ns)
-            else:
-                raise FrameError(f"a node sent its client a frame of type {frame_type}")
+            self._dispatch(frame, now_ns)
         except (FrameError, ConfigError) as error:
             self._drop(error, now_ns)
 
     def tick(self, now_ns: int) -> None:
         """Let time pass: deadlines, and patience with nodes that do not answer."""
-        self._sweep(now_ns)
+        self._sweep(now_ns, self._address, self._not_sent_error)
         state = self._state
         if state is DISCONNECTED:
             return
@@ -358,11 +234,6 @@ class Session:
 
     # --- sending ------------------------------------------------------------------------------------------------------
 
-    def _take_request_id(self) -> int:
-        request_id = self._next_request
-        self._next_request += 1
-        return request_id
-
     def _control(self, operation: str, request_id: int, **fields: Any) -> None:
         self._out.append(self._writer.control({"op": operation, "request_id": request_id, **fields}))
 
@@ -374,7 +245,7 @@ class Session:
                 self._send_block(block)
         queue = self._queue
         if queue:
-            self._sweep_queue(now_ns)
+            self._sweep_queue(now_ns, self._not_sent_error)
         while queue:
             cut = inflight.cut(queue, self.session_id)
             if cut is None:
@@ -405,42 +276,42 @@ class Session:
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
+    def _dispatch(self, frame: Frame, now_ns: int) -> None:
+        frame_type = frame.type
+        if frame_type == FrameType.HELLO:
+            self._handle_hello(check_hello(parse_mapping(frame)), now_ns)
+        elif frame_type == FrameType.CONTROL:
+            self._handle_control(parse_mapping(frame), now_ns)
+        elif self._state is ConnectionState.GREETING:
+            raise FrameError(f"the first frame is {frame!r}, it is no hello")
+        elif frame_type == FrameType.REPLY:
+            self._handle_reply(parse_reply(frame), now_ns)
+        elif frame_type == FrameType.QUERY_REPLY:
+            self._handle_query_reply(parse_query_reply(frame), now_ns)
+        else:
+            raise FrameError(f"a node sent its client {frame!r}")
+
     def _handle_hello(self, hello: Hello, now_ns: int) -> None:
         if self._state is not ConnectionState.GREETING:
             raise FrameError("a second hello on one connection")
-        if hello.protocol_min > PROTOCOL_MAX or hello.protocol_max < PROTOCOL_MIN:
-            raise ConfigError(
-                f"{self._address} speaks protocol {hello.protocol_min}..{hello.protocol_max}, this client "
-                f"{PROTOCOL_MIN}..{PROTOCOL_MAX}; upgrade the older one"
-            )
-        if hello.group_id != GROUP_ID:
-            raise ConfigError(f"{self._address} serves group {hello.group_id}, this client uses group {GROUP_ID}")
-        if self.cluster_id and hello.cluster_id and hello.cluster_id != self.cluster_id:
-            raise ConfigError(
-                f"{self._address} belongs to cluster {hello.cluster_id.hex()}, but this client talks to cluster "
-                f"{self.cluster_id.hex()}; check the addresses"
-            )
+        check_node_hello(hello, self._address, self.cluster_id)
         if hello.cluster_id and not self.cluster_id:
             self.cluster_id = self._writer.cluster_id = hello.cluster_id
         self._node_id = hello.node_id
+        self.unusable = ""
         limits = hello.mapping.get("limits")
         if isinstance(limits, Mapping):
-            for waiter, error in self._queue.set_limits(self._limits.lowered(limits)):
+            for waiter, error in self._queue.set_limits(self._own_limits.lowered(limits)):
                 self._answers.one(waiter, error)
             self.limits_known = True
-        members = hello.mapping.get("members")
-        if isinstance(members, Mapping):
-            known = {_node_id(key): _address(value) for key, value in members.items()}
-            self.choice.learn({node_id: address for node_id, address in known.items() if node_id and address})
+        self.choice.learn(members_of(hello.mapping))
         self._follow(hello.mapping, now_ns)
 
     def _handle_control(self, message: Mapping[str, Any], now_ns: int) -> None:
         operation = message.get("op")
         request_id = message.get("request_id")
         if operation == "refused":
-            reason = message.get("reason")
-            text = f"{self._address} refused this client ({reason}): {message.get('message')}"
-            raise ConfigError(text) if reason in CONFIG_REASONS else FrameError(text)
+            raise refusal_error(message, self._address)
         if self._state is ConnectionState.GREETING:
             raise FrameError(f"the first frame is the control message {operation!r}, it is no hello")
         if operation == "leader_changed":
@@ -481,9 +352,7 @@ class Session:
             self._inflight.remove(block)
             self._progressed()
         elif status == ReplyStatus.RESULT_GONE:
-            text = "the command was applied, but the cluster no longer keeps its result; read the state to see it"
-            self._answers.fail(block.waiters, lambda: ResultGone(text))
-            self._inflight.remove(block)
+            self._answer_gone(block)
             self._progressed()
         elif status == ReplyStatus.SESSION_UNKNOWN:
             self._end_session("the session expired, or was evicted because the cluster had too many (sessions_max)")
@@ -517,9 +386,7 @@ class Session:
             return
         self._queries.remove(reply.query_id)
 
-    def _handle_refusal(
-        self, status: object, hint: Mapping[str, Any], now_ns: int, *, is_query: bool = False
-    ) -> None:
+    def _handle_refusal(self, status: object, hint: Mapping[str, Any], now_ns: int, *, is_query: bool = False) -> None:
         """Something was refused for now and is marked to be sent again: decide when, and to whom."""
         wait_ns = NOT_READY_WAIT_NS
         if status == ReplyStatus.NOT_LEADER and hint.get("leader_id") != self._node_id:
@@ -539,13 +406,11 @@ class Session:
         else:
             self._hold_until_ns = max(self._hold_until_ns, now_ns + wait_ns)
 
-    # --- which error --------------------------------------------------------------------------------------------------
+    # --- end of the session, deadlines ------------------------------------------------------------------------------
 
     def _end_session(self, reason: str) -> None:
-        """Nothing of this session can apply any more. What was sent may have before; what was not goes into the next."""
-        text = f"{reason} before the command was answered; it may have been applied, look before doing it again"
-        self._answers.fail(self._inflight.live_waiters(), lambda: SessionExpired(text))
-        self._inflight.clear()
+        """This session is over: open another one."""
+        self._answer_session_over(reason)
         self.session_id = 0
         self._nonce = self._random.randbytes(NONCE_BYTES)
         if self._state is READY:
@@ -556,42 +421,15 @@ class Session:
         """A node will never take this block, so nothing behind it can apply either: this session leads nowhere."""
         name = ReplyStatus(status).name
         text = f"node {self._node_id} refused a block of {block.count} commands and {len(block.data)} bytes with {name}"
-        if block.attempts > 1:
-            self._answers.fail(block.waiters, lambda: OutcomeUnknown(f"{text}, but an earlier attempt may have applied"))
-        elif status == ReplyStatus.TOO_LARGE:
-            self._answers.fail(block.waiters, lambda: TooLarge(f"{text}; submit less at once"))
-        else:
-            self._answers.fail(block.waiters, lambda: Rejected(text))
-        self._inflight.remove(block)
+        self._answer_refused(block, text, is_too_large=status == ReplyStatus.TOO_LARGE)
         self._control("close_session", self._take_request_id(), session_id=self.session_id)
         self._end_session(f"the session was given up because {text}")
-
-    def _sweep(self, now_ns: int) -> None:
-        """Answer every caller whose deadline has passed."""
-        self._sweep_queue(now_ns)
-        for block in self._inflight:
-            if block.deadline_ns <= now_ns:
-                expired = block.expire(now_ns)
-                text = (
-                    f"no answer before the deadline; the command was sent {block.attempts} time(s), last to "
-                    f"{self._address}, and may have been applied or may still be: look before doing it again"
-                )
-                self._answers.fail(expired, lambda text=text: DeadlineExceeded(text))  # type: ignore[misc]
-        for query in self._queries.sweep(now_ns):
-            if query.attempts:
-                error = DeadlineExceeded(f"no answer to the query before the deadline; asked {query.attempts} time(s)")
-                self._answers.one(query.waiter, error.of_query())
-            else:
-                self._answers.one(query.waiter, self._not_sent_error())
-
-    def _sweep_queue(self, now_ns: int) -> None:
-        self._answers.fail(self._queue.sweep(now_ns), self._not_sent_error)
 
     def _not_sent_error(self) -> NotApplied:
         """Why something could not be sent before its deadline."""
         if self._state is READY:
             return Busy(
-                f"the deadline passed behind {self.pending_bytes} bytes that are queued or unanswered; it was never sent"
+                f"the deadline passed behind {self.pending_bytes} bytes that are queued or unanswered; nothing was sent"
             )
         return NoLeader(
             f"no leader could be reached before the deadline, so it was never sent; {self.choice.describe_errors()}"
@@ -601,7 +439,7 @@ class Session:
 
     def _follow(self, hint: Mapping[str, Any], now_ns: int) -> None:
         """Somebody said who leads (0: nobody is known): stay if it is this node, go there, or wait here for news."""
-        leader_id, leader_address = _node_id(hint.get("leader_id")), _address(hint.get("leader_address"))
+        leader_id, leader_address = leader_of(hint)
         if leader_id and leader_id == self._node_id:
             self.choice.leader_id = leader_id
             if self._state is not READY and self._state is not ConnectionState.OPENING:
@@ -641,10 +479,8 @@ class Session:
             logger.warning("%s", error)
         choice.failed(address, error, now_ns)
         if all(isinstance(choice.errors.get(each), ConfigError) for each in choice.addresses):
-            text = f"no address of the cluster can be used: {choice.describe_errors()}"
-            self._answers.fail(self._queue.clear(), lambda: ConfigError(text))
-            for query in self._queries.clear():
-                self._answers.one(query.waiter, ConfigError(text))
+            self.unusable = text = f"no address of the cluster can be used: {choice.describe_errors()}"
+            self._answer_not_sent(lambda: ConfigError(text))
 
     def _progressed(self) -> None:
         self.choice.progressed(self._address)
@@ -659,12 +495,3 @@ class Session:
             or self._inflight.is_owed()
             or self._queries.is_owed()
         )
-
-
-def _node_id(value: object) -> int:
-    is_id = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 16
-    return value if is_id else 0  # type: ignore[return-value]
-
-
-def _address(value: object) -> str:
-    return value if isinstance(value, str) and len(value) <= 256 else ""

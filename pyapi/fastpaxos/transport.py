@@ -67,6 +67,10 @@ class TransportHandler(Protocol):
 
     def peer_disconnected(self, peer: int) -> None: ...
 
+    def peer_refused(self, peer: int, reason: str, message: str) -> None:
+        """The member `peer` does not want this node, and says why."""
+        ...
+
     def peer_frame(self, peer: int, frame: Frame) -> None: ...
 
     def peer_control(self, peer: int, message: Mapping[str, Any]) -> None: ...
@@ -417,6 +421,16 @@ class Transport:
                 async with asyncio.timeout(CLOSE_PATIENCE_S):
                     await self._server.wait_closed()
 
+    @property
+    def is_closing(self) -> bool:
+        """`close` was called."""
+        return self._closing
+
+    def abort_all(self) -> None:
+        """Break every connection at once: nothing more may be said in this node's name."""
+        for connection in [*self.peers.values(), *self.clients, *self._strangers]:
+            connection.abort()
+
     def sweep(self, now_ns: int) -> None:
         """Drop strangers who do not say hello and peers that fell silent."""
         for connection in [each for each in self._strangers if now_ns >= each.deadline_ns]:
@@ -503,6 +517,8 @@ class Transport:
             op = message.get("op")
             if op == "ping":
                 connection.send([self.writer.control({"op": "pong"})])
+            elif op == "refused":
+                self.was_refused(connection, message)
             elif op != "pong":
                 self.handler.peer_control(peer, message)
         else:
@@ -519,12 +535,13 @@ class Transport:
         connection.close()
 
     def was_refused(self, connection: Connection, message: Mapping[str, Any]) -> None:
-        """The member that was dialled does not want this node."""
-        peer, text = connection.dialed_peer, str(message.get("message"))[:1000]
+        """The other side does not want this node."""
+        peer, text = connection.dialed_peer or connection.peer, str(message.get("message"))[:1000]
         if self.refusals.get(peer) != text:
             logger.warning("node %d was refused by node %d: %s", self.config.node_id, peer, text)
         self.refusals[peer] = text
         connection.close()
+        self.handler.peer_refused(peer, str(message.get("reason")), text)
 
     def drop(self, connection: Connection, why: str) -> None:
         """Break a connection that misbehaves."""

@@ -49,7 +49,9 @@ def test_votes_and_promises_round_trip() -> None:
     ranges = [{"slot_begin": 1, "slot_end": 5, "value_crc": 6}]
     message = decode_message(frame_of(encode_message(WRITER, "accepted", 65538, ranges, durable_index=2)))
     assert message["entries"] == [{**ranges[0], "reserved": 0}]
-    message = decode_message(frame_of(encode_message(WRITER, "promise", 65538, [{**ENTRY, "block": b""}], part_count=1)))
+    message = decode_message(
+        frame_of(encode_message(WRITER, "promise", 65538, [{**ENTRY, "block": b""}], part_count=1))
+    )
     assert message["entries"][0]["slot_begin"] == 10
 
 

@@ -58,6 +58,9 @@ class Handler:
     def peer_disconnected(self, peer: int) -> None:
         self._put("disconnected", peer)
 
+    def peer_refused(self, peer: int, reason: str, message: str) -> None:
+        self._put("refused", (peer, reason, message))
+
     def peer_frame(self, peer: int, frame: Frame) -> None:
         if self.on_peer_frame is not None:
             self.on_peer_frame(peer, frame)
@@ -270,6 +273,7 @@ REFUSALS = [
     ("durability", identity(2, durability="memory"), {}, "durability fsync, node 2 with memory"),
     ("founding", identity(2, founding=b"other"), {}, "different founding records"),
     ("incarnation", identity(2, incarnation=999), {}, "founded with incarnation 202 but now has 999"),
+    ("incarnation", identity(2, incarnation=999, founding=b"", cluster_id=b""), {}, "must not vote again"),
     ("kind", identity(2), {"kind": "node"}, "expected a peer, not a node"),
 ]
 
@@ -306,6 +310,7 @@ async def test_the_dialler_checks_too_and_logs_a_refusal_once(
     await until(lambda: caplog.text.count("node 1 refused") >= 3)
     assert caplog.text.count("node 2 was refused by node 1: node 1 runs with durability fsync") == 1
     assert "durability fsync, node 2 with write" in two.transport.refusals[1]
+    assert (await two.handler.event("refused"))[:2] == (1, "durability")
 
     three = await start_node(3, ports={2: one.port})
     three.dial(2)
@@ -315,7 +320,7 @@ async def test_the_dialler_checks_too_and_logs_a_refusal_once(
 
 async def test_unfounded_nodes_may_meet_founded_ones_but_not_with_another_durability(start_node: StartNode) -> None:
     one = await start_node(1)
-    unfounded = Identity(node_id=2, boot=1, incarnation=5, durability="fsync")
+    unfounded = Identity(node_id=2, boot=1, incarnation=INCARNATIONS[2], durability="fsync")
     stranger = await Stranger.connect(one)
     await stranger.send(hello_bytes(unfounded))
     assert (await stranger.frame()).type == FrameType.HELLO

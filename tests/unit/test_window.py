@@ -57,4 +57,6 @@ def test_batches_leave_memory_when_the_budget_is_spent() -> None:
     window = cluster.replicas[1].window
     assert window.block_bytes <= 10_000
     assert window.memory_begin > 400
-    assert sum(row[1] - row[0] for row in window.batches()) == cluster.replicas[1].commit_index + 1 - window.memory_begin
+    assert (
+        sum(row[1] - row[0] for row in window.batches()) == cluster.replicas[1].commit_index + 1 - window.memory_begin
+    )

@@ -183,7 +183,7 @@ def test_reply(
 ) -> None:
     fields = (*numbers, command_count, status, leader_hint, slot_begin)
     data = make_writer().reply(*fields, results)
-    assert data == raw_frame(21, struct.pack("<QQQIHHQ", *fields), results)
+    assert data == raw_frame(21, struct.pack("<QQQIHHQII", *fields, reference.crc32c(results), 0), results)
     reply = parse_reply(only_frame(data))
     assert isinstance(reply, Reply)
     assert reply == (*fields, results)
@@ -559,7 +559,7 @@ def test_an_unfounded_cluster_is_no_expectation() -> None:
     ("parse", "frame_type", "head_bytes", "is_exact"),
     [
         (parse_submit, FrameType.SUBMIT, 16, True),
-        (parse_reply, FrameType.REPLY, 40, True),
+        (parse_reply, FrameType.REPLY, 48, True),
         (parse_query, FrameType.QUERY, 24, False),
         (parse_query_reply, FrameType.QUERY_REPLY, 24, False),
     ],
@@ -590,7 +590,8 @@ def test_heads_of_a_wrong_size_or_type_are_refused(
         (parse_query_reply, raw_frame(23, struct.pack("<QHHIQ", 1, 0, 0, 7, 0)), "QUERY_REPLY has reserved bits 0x7"),
         (parse_query_reply, raw_frame(23, struct.pack("<QHHIQ", 1, 12, 0, 0, 0)), "QUERY_REPLY has status 12"),
         (parse_query_reply, raw_frame(23, bytes(24), b"body"), "QUERY_REPLY has a body of 4 bytes"),
-        (parse_reply, raw_frame(21, struct.pack("<QQQIHHQ", 1, 2, 3, 4, 12, 0, 5)), "REPLY has status 12"),
+        (parse_reply, raw_frame(21, struct.pack("<QQQIHHQII", 1, 2, 3, 4, 12, 0, 5, 0, 0)), "REPLY has status 12"),
+        (parse_reply, raw_frame(21, struct.pack("<QQQIHHQII", 1, 2, 3, 4, 0, 0, 5, 7, 0), b"r"), "results of REPLY 3 have CRC"),
         (parse_mapping, raw_frame(40, b"\x80", b"body"), "HELLO has a body of 4 bytes"),
         (parse_mapping, raw_frame(1, b"\x80"), "frame is PREPARE, expected HELLO or CONTROL"),
     ],

@@ -19,11 +19,11 @@ from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.load import LoadPlan, LoadResult, run_load
 from fastpaxos.cli.measure import describe_machine, fdatasync_p50_us, loopback_p50_us
 from fastpaxos.cli.options import CLUSTER_FORM, json_option, parse_cluster_option, print_json, progress
-from fastpaxos.cli.serve import run_on_fast_loop
 from fastpaxos.cli.status import Statuses, wait_for
 from fastpaxos.client import Client
 from fastpaxos.config import DURABILITY_MODES
 from fastpaxos.errors import FastPaxosError
+from fastpaxos.runtime import run as run_loop
 
 __all__ = ["bench"]
 
@@ -93,11 +93,11 @@ def closed(
             "fdatasync_p50_us": fdatasync_p50_us(folder),
         }
         with cluster_to_load(folder, connect, replicas, durability, seconds + warmup) as (cluster, processes):
-            before = run_on_fast_loop(settled_count(cluster, "the election of a leader", START_TIMEOUT_S, leader=True))
+            before = run_loop(settled_count(cluster, "the election of a leader", START_TIMEOUT_S, leader=True))
             progress(f"measuring for {seconds:g} s")
             plans = split_plan(LoadPlan(cluster, clients, pipeline, batch, payload, seconds, warmup), load_processes)
             results = run_load_processes(plans)
-            after = run_on_fast_loop(settled_count(cluster, "catching up", SETTLE_TIMEOUT_S, leader=False))
+            after = run_loop(settled_count(cluster, "catching up", SETTLE_TIMEOUT_S, leader=False))
             report = make_report(results, seconds, setup, applied=after[0] - before[0])
             report["setup"] |= {"replicas": len(cluster), "durability": after[1][0].get("durability", durability)}
             report["replicas"] = [
@@ -126,7 +126,7 @@ def load(plan_json: str) -> int:
         print_json((await run_load(LoadPlan(**fields))).to_map())
         return 0
 
-    return run_on_fast_loop(run())
+    return run_loop(run())
 
 
 @contextlib.contextmanager

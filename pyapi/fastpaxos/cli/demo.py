@@ -20,9 +20,9 @@ from fastpaxos.cli.ledger import IDENTITY_BYTES, Ledger
 from fastpaxos.cli.measure import describe_machine
 from fastpaxos.cli.options import json_option, print_json
 from fastpaxos.cli.replay import Replay, judge, replay
-from fastpaxos.cli.serve import run_on_fast_loop
 from fastpaxos.cli.status import Statuses
 from fastpaxos.errors import FastPaxosError
+from fastpaxos.runtime import run as run_loop
 
 __all__ = ["demo"]
 
@@ -59,7 +59,7 @@ def demo(replicas: int, seconds: float, payload: int, no_kill_leader: bool, keep
             ledger = Ledger(run=int.from_bytes(os.urandom(4), "little"), sessions=SESSIONS)
             run = DemoRun(processes, ledger, payload, seconds, kill_leader=not no_kill_leader)
             with DemoView(run) as view:
-                final = run_on_fast_loop(run_demo(run, view))
+                final = run_loop(run_demo(run, view))
                 processes.check_running()
                 view.say("stopping the replicas")
                 exit_codes = processes.stop()

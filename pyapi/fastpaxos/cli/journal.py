@@ -10,10 +10,12 @@ import click
 
 from fastpaxos.cli.options import json_option, print_json
 from fastpaxos.directory import OsDirectory
-from fastpaxos.errors import ConfigError
+from fastpaxos.errors import ConfigError, CorruptionError, FrameError
+from fastpaxos.storage import IDENTITY_NAME, DirectoryIdentity
 from fastpaxos_core import journal_recovery
 from fastpaxos_core.ballot import format_ballot
 from fastpaxos_core.block import BlockView
+from fastpaxos_core.founding import FoundingRecord
 
 __all__ = ["journal", "journal_directory", "replica_batches"]
 
@@ -26,9 +28,8 @@ directory_argument = click.argument(
 
 def journal_directory(path: Path) -> OsDirectory:
     """Return the journal in a data directory, for reading. Raises ConfigError if there is none."""
-    for candidate in (path / "journal", path):
-        if candidate.is_dir() and any(candidate.glob("journal-*.segment")):
-            return OsDirectory(candidate, durable=False)
+    if any(path.glob("journal-*.segment")):
+        return OsDirectory(path, durable=False)
     raise ConfigError(f"{path} holds no journal; name the --data-dir of a replica")
 
 
@@ -80,6 +81,7 @@ def describe_journal(path: Path) -> dict[str, Any]:
     recovery = journal_recovery.inspect(journal_directory(path))
     return {
         "directory": str(path),
+        **describe_owner(path),
         "commit_index": recovery.commit_index,
         "promised_ballot": recovery.promised_ballot,
         "promised_ballot_text": format_ballot(recovery.promised_ballot),
@@ -107,6 +109,32 @@ def describe_journal(path: Path) -> dict[str, Any]:
     }
 
 
+def read_identity(path: Path) -> DirectoryIdentity:
+    """Return the identity of a data directory. Raises CorruptionError, also if it is missing beside a journal."""
+    try:
+        data = (path / IDENTITY_NAME).read_bytes()
+    except FileNotFoundError as error:
+        raise CorruptionError(f"{path / IDENTITY_NAME} is missing: nothing says whose journal this is") from error
+    return DirectoryIdentity.decode(data, path / IDENTITY_NAME)
+
+
+def describe_owner(path: Path) -> dict[str, Any]:
+    """Return to whom a data directory belongs."""
+    identity = read_identity(path)
+    founding = FoundingRecord.decode(identity.founding) if identity.founding else None
+    return {
+        "node_id": identity.node_id,
+        "cluster_id": founding.cluster_id.hex() if founding else None,
+        "members": sorted(founding.members) if founding else [],
+        "phase1_quorum": founding.phase1_quorum if founding else None,
+        "phase2_quorum": founding.phase2_quorum if founding else None,
+        "incarnation": f"{identity.incarnation:016x}",
+        "boot": identity.boot,
+        "durability": identity.durability,
+        "closed_cleanly": identity.clean,
+    }
+
+
 @journal.command()
 @directory_argument
 @json_option
@@ -116,6 +144,10 @@ def verify(directory: Path, as_json: bool) -> int:
     A torn last write is what a crash leaves behind; it is sound.
     """
     problems = journal_recovery.verify(journal_directory(directory))
+    try:
+        describe_owner(directory)
+    except (CorruptionError, FrameError) as error:
+        problems.insert(0, str(error))
     if as_json:
         print_json({"directory": str(directory), "sound": not problems, "problems": problems})
     elif problems:

@@ -14,9 +14,9 @@ import click
 
 from fastpaxos.cli.lines import LineFormat
 from fastpaxos.cli.options import cluster_option, json_option, print_json, progress
-from fastpaxos.cli.serve import run_on_fast_loop
 from fastpaxos.client import Client
 from fastpaxos.kv import KeyValue, KeyValueClient
+from fastpaxos.runtime import run as run_loop
 
 __all__ = ["kv"]
 
@@ -52,9 +52,8 @@ def entry_map(entry: KeyValue) -> dict[str, Any]:
 
 def write_line(data: bytes) -> None:
     """Write bytes as they are, and a newline."""
-    stream = click.get_binary_stream("stdout")
-    stream.write(data + b"\n")
-    stream.flush()
+    sys.stdout.buffer.write(data + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def call(cluster: dict[int, str], work: Callable[[KeyValueClient], Awaitable[int]]) -> int:
@@ -64,7 +63,7 @@ def call(cluster: dict[int, str], work: Callable[[KeyValueClient], Awaitable[int
         async with Client(cluster) as client:
             return await work(KeyValueClient(client))
 
-    return run_on_fast_loop(run())
+    return run_loop(run())
 
 
 @click.group()

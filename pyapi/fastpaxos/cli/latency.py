@@ -88,7 +88,8 @@ def bucket_of(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the bucket of each value: the value itself below 256, then 128 buckets for each further power of two."""
     exponent = np.frexp(values.astype(np.float64))[1].astype(np.int64)
     shift = np.maximum(exponent - SUB_BUCKET_BITS, 0)
-    return shift * (SUB_BUCKETS // 2) + (values >> shift)
+    buckets: NDArray[np.int64] = shift * (SUB_BUCKETS // 2) + (values >> shift)
+    return buckets
 
 
 def bucket_end(bucket: int) -> int:

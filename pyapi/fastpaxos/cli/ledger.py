@@ -26,9 +26,8 @@ def identity_commands(run: int, session: int, begin: int, end: int, payload_byte
 
 def decode_identities(payload: bytes | memoryview, payload_bytes: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
     """Return the identities of equally long commands that lie back to back in `payload`."""
-    layout = np.dtype(
-        {"names": IDENTITY.names, "formats": ["<u4", "<u4", "<u8"], "offsets": [0, 4, 8], "itemsize": payload_bytes}
-    )
+    padding = ("padding", f"V{payload_bytes - IDENTITY_BYTES}")
+    layout = np.dtype([("run", "<u4"), ("session", "<u4"), ("counter", "<u8"), padding])
     return np.frombuffer(payload, dtype=layout)
 
 

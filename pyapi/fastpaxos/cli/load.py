@@ -6,6 +6,7 @@ It runs in processes of its own (`fastpaxos bench load`, hidden), which hand the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from dataclasses import asdict, dataclass, field
@@ -13,14 +14,18 @@ from typing import Any
 
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.client import Client
-from fastpaxos.errors import FastPaxosError
+from fastpaxos.errors import CommandError, FastPaxosError
 
 __all__ = ["LoadPlan", "LoadResult", "run_load"]
 
 COMMAND_LISTS = 4
 ERROR_TEXTS_MAX = 3
 TIMEOUT_S = 30.0
+REFUSED_PAUSE_S = 0.01
 SAMPLES_HELD_MAX = 10_000
+COMMAND_CHARGE_BYTES = 68
+INFLIGHT_BYTES, INFLIGHT_BYTES_MAX = 8 << 20, (1 << 31) - 1
+HAS_ERRORS = 2  # flag of a result blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +74,25 @@ class Load:
 
     async def run(self) -> LoadResult:
         """Open all sessions, let them work, close them."""
-        clients = [Client(self.plan.cluster) for _ in range(self.plan.clients)]
-        try:
+        plan = self.plan
+        wanted = 2 * plan.pipeline * plan.batch * (plan.payload_bytes + COMMAND_CHARGE_BYTES)
+        inflight_bytes_max = min(max(INFLIGHT_BYTES, wanted), INFLIGHT_BYTES_MAX)
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(
+                    Client(plan.cluster, blocks_in_flight_max=plan.pipeline, inflight_bytes_max=inflight_bytes_max)
+                )
+                for _ in range(plan.clients)
+            ]
             # Opening a session costs a round of consensus; it is not part of the measured time.
             await asyncio.gather(*(client.execute_many(self._lists[0], timeout=TIMEOUT_S) for client in clients))
-            self.result.acknowledged += len(clients) * self.plan.batch
-            measure_from = time.perf_counter_ns() + int(self.plan.warmup_s * 1e9)
-            end = measure_from + int(self.plan.seconds * 1e9)
+            self.result.acknowledged += plan.clients * plan.batch
+            measure_from = time.perf_counter_ns() + int(plan.warmup_s * 1e9)
+            end = measure_from + int(plan.seconds * 1e9)
             workers = [
-                self._work(client, number, measure_from, end)
-                for client in clients
-                for number in range(self.plan.pipeline)
+                self._work(client, number, measure_from, end) for client in clients for number in range(plan.pipeline)
             ]
             await asyncio.gather(*workers)
-        finally:
-            await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)
         self.histogram.record(self._samples)
         self.result.latency = self.histogram.to_sparse()
         return self.result
@@ -96,17 +105,21 @@ class Load:
             commands = self._lists[number % COMMAND_LISTS]
             number += 1
             try:
-                answers = await client.execute_many(commands, timeout=TIMEOUT_S)
+                reply = await client.submit_block(commands, timeout=TIMEOUT_S)
+                if reply.results[1] & HAS_ERRORS:
+                    raise CommandError("HashChain", "a command of the block failed")
             except FastPaxosError as error:
                 result.errors += plan.batch
                 if len(result.error_texts) < ERROR_TEXTS_MAX:
                     result.error_texts.append(f"{type(error).__name__}: {error}")
+                # A refusal that comes at once must not become a busy loop.
+                await asyncio.sleep(REFUSED_PAUSE_S)
                 begin = clock()
                 continue
             now = clock()
-            result.acknowledged += len(answers)
+            result.acknowledged += reply.command_count
             if measure_from <= now <= end:
-                result.measured += len(answers)
+                result.measured += reply.command_count
             if begin >= measure_from:
                 self._sample(now - begin)
             begin = now

@@ -8,9 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -18,21 +16,10 @@ from fastpaxos.cli.options import CLUSTER_FORM, parse_cluster_option
 from fastpaxos.config import DURABILITY_MODES, NodeConfig
 from fastpaxos.errors import FastPaxosError
 from fastpaxos.node import Node
+from fastpaxos.runtime import run
 from fastpaxos.statemachine import load_machine
 
-__all__ = ["run_on_fast_loop", "serve"]
-
-T = TypeVar("T")
-
-
-def run_on_fast_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on uvloop, or on asyncio's own loop where uvloop is missing."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+__all__ = ["serve"]
 
 
 @click.command()
@@ -76,7 +63,7 @@ def serve(
     # A state machine of the user's own usually lies in the folder that the command is given in.
     sys.path.append(os.getcwd())
     node = Node(config, load_machine(machine)())
-    return run_on_fast_loop(serve_until_stopped(node, config, stop_at_end_of_input))
+    return run(serve_until_stopped(node, config, stop_at_end_of_input))
 
 
 async def serve_until_stopped(node: Node, config: NodeConfig, stop_at_end_of_input: bool) -> int:

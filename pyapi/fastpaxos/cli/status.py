@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from fastpaxos.cli.options import cluster_option, json_option, print_json
-from fastpaxos.cli.serve import run_on_fast_loop
 from fastpaxos.client import Client
 from fastpaxos.errors import FastPaxosError
+from fastpaxos.runtime import run as run_loop
 
 __all__ = ["is_settled", "leader_of", "read_statuses", "status", "wait_for"]
 
@@ -30,8 +30,11 @@ async def read_statuses(client: Client, cluster: Mapping[int, str], timeout: flo
         try:
             answer = await client.status(node_id, timeout=timeout)
         except (FastPaxosError, OSError, TimeoutError) as error:
-            return entry | dict.fromkeys(ALWAYS_GIVEN) | {"error": f"{type(error).__name__}: {error}"}
-        return entry | dict.fromkeys(ALWAYS_GIVEN) | plain(answer) | {"id": node_id, "reachable": True}
+            entry |= dict.fromkeys(ALWAYS_GIVEN)
+            return entry | {"error": f"{type(error).__name__}: {error}"}
+        said: dict[str, Any] = plain(answer)
+        entry |= dict.fromkeys(ALWAYS_GIVEN)
+        return entry | said | {"id": node_id, "reachable": True}
 
     return list(await asyncio.gather(*(ask(node_id) for node_id in sorted(cluster))))
 
@@ -108,7 +111,7 @@ def status(cluster: dict[int, str], timeout: float, as_json: bool) -> int:
             print_table(statuses)
         return 0 if any(entry["reachable"] for entry in statuses) else 1
 
-    return run_on_fast_loop(ask())
+    return run_loop(ask())
 
 
 def print_table(statuses: Iterable[Mapping[str, Any]]) -> None:

@@ -117,7 +117,8 @@ class ProtocolChecker:
         """How often interesting things happened, to see that a campaign is not vacuous."""
         self._values: dict[Value, tuple[int, bytes]] = {}
         self._voters: dict[tuple[int, Value], set[int]] = defaultdict(set)
-        self._written: dict[int, set[tuple[int, Value, bool]]] = {node: set() for node in self.members}
+        self._written: dict[int, dict[tuple[int, Value, bool], JournalEntry]] = {node: {} for node in self.members}
+        self._written_values: dict[int, dict[Value, JournalEntry]] = {node: {} for node in self.members}
         self._ballot_owner: dict[int, tuple[int, int]] = {}
         self._promised_by: dict[int, set[int]] = defaultdict(set)
         self._promise_parts: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
@@ -130,7 +131,8 @@ class ProtocolChecker:
         """`node` handed these entries to its disk; nothing is durable yet."""
         for entry in entries:
             self._check_value(entry.value, entry.timestamp_ns, entry.block)
-            self._written[node].add((entry.ballot, entry.value, entry.learned))
+            self._written[node][entry.ballot, entry.value, entry.learned] = entry
+            self._written_values[node][entry.value] = entry
 
     def durable(self, node: int, promised_ballot: int, entries: Iterable[JournalEntry]) -> None:
         """A write of `node` with this promised ballot and these entries is durable now."""
@@ -171,12 +173,25 @@ class ProtocolChecker:
         image.promised_ballot = promised_ballot
         for slot in [slot for slot in image.by_slot if slot > commit_index]:
             del image.by_slot[slot]
+        self._recover_committed(node, image, commit_index)
         for entry in dict.fromkeys(found.values()):
             image.put(entry)
             if not entry.learned:
                 self._count_vote(node, entry)
         self._advance_prefix(image)
         self._observed[node] = _Observed(promised_ballot=promised_ballot, commit_index=commit_index)
+
+    def _recover_committed(self, node: int, image: DurableImage, commit_index: int) -> None:
+        """A recovered commit_index may rest on a write that was not synced, and survived."""
+        slot = image.prefix + 1
+        while slot <= commit_index:
+            value = self.chosen[slot][0]
+            entry = self._written_values[node].get(value)
+            if entry is None:
+                raise Violation(f"node {node} recovered commit_index {commit_index}, but never wrote {value}")
+            if image.by_slot.get(slot, entry).value != value or slot not in image.by_slot:
+                image.put(entry)
+            slot = value.slot_end
 
     @staticmethod
     def _survives(old: JournalEntry, new: JournalEntry | None, found: Mapping[int, JournalEntry]) -> bool:
@@ -233,11 +248,10 @@ class ProtocolChecker:
 
     # Frames
 
-    def sent(self, node: int, boot: int, message: Mapping[str, Any], promised: tuple[int, int]) -> None:
-        """`node` in its start number `boot` sends a replica message now.
+    def sent(self, node: int, boot: int, message: Mapping[str, Any], promised: int) -> None:
+        """`node` in its start number `boot`, whose memory says `promised`, sends a replica message now.
 
-        `promised` is the ballot that its memory had promised when it last took its outputs, and now. `message` is what
-        `fastpaxos_core.messages.decode_message` returns.
+        `message` is what `fastpaxos_core.messages.decode_message` returns.
         """
         if "commit_index" in message:
             self._check_commit(node, message["commit_index"], f"sent in {message['message']}")
@@ -247,7 +261,7 @@ class ProtocolChecker:
         if check is not None:
             check(node, boot, message, promised)
 
-    def _sent_prepare(self, node: int, boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
+    def _sent_prepare(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
         ballot = message["ballot"]
         self._check_owner(node, boot, ballot)
         if self.images[node].promised_ballot < ballot:
@@ -255,7 +269,7 @@ class ProtocolChecker:
                 f"node {node} sends Prepare {ballot} while its disk promises {self.images[node].promised_ballot}"
             )
 
-    def _sent_promise(self, node: int, boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
+    def _sent_promise(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
         ballot = message["ballot"]
         image = self.images[node]
         if image.promised_ballot < ballot:
@@ -296,7 +310,7 @@ class ProtocolChecker:
                     f"node {node} promises {ballot} from slot {first} and leaves out {entry.value} of ballot {entry.ballot}"
                 )
 
-    def _sent_accept(self, node: int, boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
+    def _sent_accept(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
         ballot = message["ballot"]
         self._check_owner(node, boot, ballot)
         own = {node} if self.images[node].promised_ballot >= ballot else set()
@@ -326,7 +340,7 @@ class ProtocolChecker:
             if operation["op"] == "open_session" and bytes(operation["nonce"]) not in self.submitted_nonces:
                 raise Violation(f"ballot {ballot} proposes a session that no client asked for: {operation}")
 
-    def _sent_accepted(self, node: int, _boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
+    def _sent_accepted(self, node: int, _boot: int, message: Mapping[str, Any], _promised: int) -> None:
         image = self.images[node]
         for entry in message["entries"]:
             value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
@@ -334,25 +348,25 @@ class ProtocolChecker:
                 raise Violation(f"node {node} sends Accepted {value} in ballot {message['ballot']}, not on its disk")
         self._check_durable_index(node, message["durable_index"])
 
-    def _sent_nack(self, node: int, _boot: int, message: Mapping[str, Any], promised: tuple[int, int]) -> None:
-        if message["promised_ballot"] > promised[1]:
-            raise Violation(f"node {node} refuses for ballot {message['promised_ballot']}, it promised {promised[1]}")
+    def _sent_nack(self, node: int, _boot: int, message: Mapping[str, Any], promised: int) -> None:
+        if message["promised_ballot"] > promised:
+            raise Violation(f"node {node} refuses for ballot {message['promised_ballot']}, it promised {promised}")
 
-    def _sent_heartbeat(self, node: int, boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
+    def _sent_heartbeat(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
         self._check_owner(node, boot, message["ballot"])
 
     _sent_commit = _sent_heartbeat
 
-    def _sent_heartbeat_reply(self, node: int, _boot: int, message: Mapping[str, Any], promised: tuple[int, int]) -> None:
-        if message["read_round"] and not promised[0] <= message["ballot"] <= promised[1]:
-            raise Violation(
-                f"node {node} echoes a read round of ballot {message['ballot']}, but its promise is {promised[1]}"
-            )
+    def _sent_heartbeat_reply(self, node: int, _boot: int, message: Mapping[str, Any], promised: int) -> None:
+        if message["ballot"] > promised:
+            raise Violation(f"node {node} echoes ballot {message['ballot']}, but its promise is {promised}")
+        if message["ballot"] > self.images[node].promised_ballot:
+            raise Violation(f"node {node} echoes ballot {message['ballot']}, which its disk did not promise")
         self._check_durable_index(node, message["durable_index"])
         if message["applied_index"] > message["commit_index"]:
             raise Violation(f"node {node} says it applied {message['applied_index']} of {message['commit_index']} slots")
 
-    def _sent_learn(self, node: int, _boot: int, message: Mapping[str, Any], _promised: tuple[int, int]) -> None:
+    def _sent_learn(self, node: int, _boot: int, message: Mapping[str, Any], _promised: int) -> None:
         for entry in message["entries"]:
             value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
             self._check_value(value, entry["timestamp_ns"], bytes(entry["block"]))

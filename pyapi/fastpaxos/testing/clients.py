@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientHost", "ClientOptions", "SimClient"]
 
+# A gap in the log (an earlier block was lost with a leader) refuses one attempt; the next one may apply.
+_GAP = (ReplyStatus.OUT_OF_ORDER, ReplyStatus.INVALID_SEQUENCE)
+_REFUSED_FOR_NOW = (ReplyStatus.NOT_LEADER, ReplyStatus.NOT_READY, ReplyStatus.BUSY, *_GAP)
+_RESEND_PAUSE_NS = 10 * MILLISECOND_NS
+
 
 @dataclass(frozen=True)
 class ClientOptions:
@@ -92,7 +97,7 @@ class SimClient:
         self._next_request = 1
         self._command_number = 0
         self._sent_ns = 0
-        self._request_of: dict[int, int] = {}
+        self._resend_due = False
         self._writer = FrameWriter(0, number, 0)
         self._random: Random = host.schedule.random
         self.target = self._random.choice(host.node_ids())
@@ -155,7 +160,6 @@ class SimClient:
         attempted = self.unanswered[first_sequence]
         attempted.attempts += 1
         request_id = self._request_number()
-        self._request_of[request_id] = first_sequence
         self._sent_ns = self.host.schedule.now_ns
         self._send(node, self._writer.submit(attempted.write.block, request_id))
 
@@ -215,7 +219,7 @@ class SimClient:
             return
         self.target = leader_hint or self._random.choice(self.host.node_ids())
         if self.target != node:
-            self.resend()
+            self._resend_later()
 
     # Answers
 
@@ -236,10 +240,10 @@ class SimClient:
             return
         attempted = self.unanswered[reply.first_sequence]
         write = attempted.write
-        if reply.status in (ReplyStatus.NOT_LEADER, ReplyStatus.NOT_READY, ReplyStatus.BUSY, ReplyStatus.OUT_OF_ORDER):
+        if reply.status in _REFUSED_FOR_NOW:
             if reply.status == ReplyStatus.NOT_LEADER:
                 self._redirect(node, reply.leader_hint)
-            elif reply.status == ReplyStatus.OUT_OF_ORDER and node == self.target:
+            elif reply.status in _GAP and node == self.target:
                 self._resend_later()
             return
         if reply.status == ReplyStatus.OK:
@@ -263,8 +267,14 @@ class SimClient:
         raise Violation(f"write {write.first_sequence} of {self.name} was answered {ReplyStatus(reply.status).name}")
 
     def _resend_later(self) -> None:
-        if self.host.schedule.now_ns > self._sent_ns:
-            self.resend()
+        """Something was refused: send all again soon, once for all the refusals that arrive together."""
+        if not self._resend_due:
+            self._resend_due = True
+            self.host.schedule.after(_RESEND_PAUSE_NS, self._resend_now)
+
+    def _resend_now(self) -> None:
+        self._resend_due = False
+        self.resend()
 
     def _session_lost(self) -> None:
         self.sessions_lost.append((self.session_id, self.host.schedule.now_ns))

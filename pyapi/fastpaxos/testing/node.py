@@ -70,7 +70,6 @@ class SimNode:
         self._turn_due = False
         self._applying = False
         self._writing = False
-        self._promised_before = 0
 
     def __repr__(self) -> str:
         state = "paused" if self.paused else "running" if self.running else "down"
@@ -90,7 +89,7 @@ class SimNode:
             segment_bytes=options.segment_bytes,
         )
         if not recovery.promised_known or recovery.unknown:
-            raise Violation(f"node {self.node_id} calls its sound journal damaged: {recovery}")
+            raise Violation(f"node {self.node_id} calls its sound journal damaged: {recovery} {recovery.problems}")
         self.cluster.checker.recovered(
             self.node_id,
             recovery.promised_ballot,
@@ -148,7 +147,6 @@ class SimNode:
         self._turn_due = False
         self._applying = False
         self._writing = False
-        self._promised_before = recovery.promised_ballot
         self.replica.tick(self.monotonic_ns(), self.wall_ns())
         self._later(self.cluster.random.randrange(1, options.tick_ns), self._tick)
 
@@ -276,7 +274,6 @@ class SimNode:
             marker = replica.take_marker()
             if marker is not None:
                 self._write_marker(marker)
-        self._promised_before = replica.promised_ballot
         self.cluster.checker.observed(
             self.node_id, replica.promised_ballot, replica.commit_index, replica.applied_index
         )
@@ -296,9 +293,7 @@ class SimNode:
         splitter = FrameSplitter(_FRAME_LIMIT, _FRAME_LIMIT, self.cluster.cluster_id)
         for frame in splitter.feed(data):
             message = decode_message(frame)
-            self.cluster.checker.sent(
-                self.node_id, self.boot, message, (self._promised_before, self.replica.promised_ballot)
-            )
+            self.cluster.checker.sent(self.node_id, self.boot, message, self.replica.promised_ballot)
             self.cluster.note_message(self.node_id, peer, message)
         self.cluster.send(self.node_id, peer, self.peer_epoch[peer], data)
 
