@@ -1,6 +1,8 @@
-"""The compiled, sans-I/O core of fastpaxos: no sockets, no clock, no randomness, no event loop.
+"""The compiled, sans-I/O core of fastpaxos: no sockets, no clock, no chance, no event loop.
 
-`fastpaxos` is built on it; use it directly to bring your own transport (docs/protocol.md has the rules).
+`fastpaxos` is built on it. Use it directly to bring your own transport: `Replica` is one member of a cluster,
+`Journal.open` its write-ahead log over any `Directory`, `FrameSplitter` and `FrameWriter` speak the wire format, and
+docs/protocol.md has the rules. Same state and same input give the same output.
 """
 
 from __future__ import annotations

@@ -307,7 +307,7 @@ cdef class Learner:
                 # The same value stands here already, and so does its record: the commit is all that is new.
                 self.commit_batch(reference)
                 return True
-        if not state.make_room(entry.slot_end):
+        if not state.make_room(entry.slot_begin, entry.slot_end):
             return False
         if state.window.drop_overlapping(entry.slot_begin, entry.slot_end, entry.ballot):
             # Something else was accepted here: it lost. If this replica proposed it, it has been deposed.

@@ -63,6 +63,7 @@ cdef class ReplicaState:
     cdef uint64_t window_slots
     cdef uint64_t window_bytes
     cdef uint64_t log_memory_bytes
+    cdef uint32_t reserved_batches           # entries kept free for what continues the committed prefix
     cdef object held                         # deque of (ticket, node_id, frame), tickets never fall
 
     cdef Peer peer(self, node_id_t node_id)
@@ -73,7 +74,7 @@ cdef class ReplicaState:
     cdef int hear_leader(self, ballot_t ballot) except -1
     cdef uint32_t store(self, BatchDescriptor* descriptor, object owner, size_t block_offset, uint8_t status
                         ) except? 0xFFFFFFFF
-    cdef bint make_room(self, slot_t slot_end) except -1
+    cdef bint make_room(self, slot_t slot_begin, slot_t slot_end) except -1
     cdef int trim_memory(self) except -1
     cdef slot_t durable_index(self) noexcept nogil
     cdef int send_batches(self, list peers, int frame_type, ballot_t ballot, const void* fixed, size_t fixed_bytes,

@@ -56,6 +56,7 @@ cdef class ReplicaState:
         self.window_slots = window_slots
         self.window_bytes = window_bytes
         self.log_memory_bytes = log_memory_bytes
+        self.reserved_batches = (window.batch_capacity + 15) // 16
         self.voting = voting
         self.held = deque()
 
@@ -108,7 +109,7 @@ cdef class ReplicaState:
     cdef uint32_t store(self, BatchDescriptor* descriptor, object owner, size_t block_offset, uint8_t status
                         ) except? 0xFFFFFFFF:
         """Journal a batch and put it into the window; NO_BATCH (and nothing journalled) when the window has no room."""
-        if not self.make_room(descriptor.slot_end):
+        if not self.make_room(descriptor.slot_begin, descriptor.slot_end):
             return NO_BATCH
         self.window.drop_overlapping(descriptor.slot_begin, descriptor.slot_end, descriptor.ballot)
         cdef uint32_t reference = self.window.place(
@@ -121,10 +122,18 @@ cdef class ReplicaState:
             self.last_timestamp_ns = descriptor.timestamp_ns
         return reference
 
-    cdef bint make_room(self, slot_t slot_end) except -1:
-        """Evict old batches until the range fits and a batch entry is free; False when it can't be."""
+    cdef bint make_room(self, slot_t slot_begin, slot_t slot_end) except -1:
+        """Evict old batches until the range fits and a batch entry is free; False when it can't be.
+
+        Some entries are kept for the batch that continues the committed prefix: else batches beyond a gap could fill
+        the table, and the one that closes the gap would find no place in it.
+        """
         cdef SlotWindow window = self.window
-        while slot_end > window.memory_begin + window.slot_capacity or window.batch_count >= window.batch_capacity:
+        cdef uint32_t batches_max = window.batch_capacity
+        if slot_begin != self.commit_index + 1:
+            batches_max -= self.reserved_batches
+        batches_max += window.count_overlapping(slot_begin, slot_end)
+        while slot_end > window.memory_begin + window.slot_capacity or window.batch_count >= batches_max:
             if not window.evict_first(self.commit_index, self.journal.durable_ticket):
                 return False
         return True

@@ -42,6 +42,7 @@ cdef class SlotWindow:
     cdef uint32_t place(self, const BatchDescriptor* descriptor, object owner, size_t block_offset, ticket_t ticket,
                         uint8_t status) except? 0xFFFFFFFF
     cdef int drop_overlapping(self, slot_t slot_begin, slot_t slot_end, ballot_t ballot) except -1
+    cdef uint32_t count_overlapping(self, slot_t slot_begin, slot_t slot_end) noexcept nogil
     cdef int drop(self, uint32_t reference) except -1
     cdef int set_status(self, uint32_t reference, uint8_t status) noexcept nogil
     cdef int add_vote(self, uint32_t reference, uint32_t bit) noexcept nogil

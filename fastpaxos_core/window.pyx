@@ -171,6 +171,20 @@ cdef class SlotWindow:
             dropped += 1
         return dropped
 
+    cdef uint32_t count_overlapping(self, slot_t slot_begin, slot_t slot_end) noexcept nogil:
+        """Return how many batches `drop_overlapping` would drop."""
+        cdef slot_t slot = slot_begin
+        cdef uint32_t reference
+        cdef uint32_t count = 0
+        while slot < slot_end and slot < self.slot_end_max:
+            reference = self.find(slot)
+            if reference == NO_BATCH:
+                slot += 1
+                continue
+            slot = self._batches[reference].descriptor.slot_end
+            count += 1
+        return count
+
     cdef int drop(self, uint32_t reference) except -1:
         """Forget an uncommitted batch."""
         cdef Batch* batch = self.at(reference)

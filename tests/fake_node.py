@@ -134,7 +134,7 @@ class FakeNode(asyncio.Protocol):
     async def __aenter__(self) -> FakeNode:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: FakeConnection(self), "127.0.0.1", 0)
-        self.address = "127.0.0.1:{}".format(self._server.sockets[0].getsockname()[1])
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -219,7 +219,8 @@ class FakeConnection(asyncio.Protocol):
             session_id = 1000 + nonces.index(message["nonce"])
             answer = {"op": "session_opened", "session_id": session_id, "status": 0, "request_id": request_id}
         elif message["op"] == "close_session":
-            answer = {"op": "session_closed", "session_id": message["session_id"], "status": 0, "request_id": request_id}
+            session_id = message["session_id"]
+            answer = {"op": "session_closed", "session_id": session_id, "status": 0, "request_id": request_id}
         elif message["op"] == "status":
             answer = {"op": "status", "request_id": request_id, "node_id": self.node.node_id, "role": "leader"}
         else:

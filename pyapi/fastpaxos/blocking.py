@@ -105,6 +105,7 @@ class BlockingClient:
 
     def execute(self, command: bytes, timeout: float | None = None) -> bytes:
         """Replicate one command and return its result."""
+        self._check_may_block()
         try:
             future: concurrent.futures.Future[bytes] = self.submit(command, timeout)
         except Busy:
@@ -185,6 +186,10 @@ class BlockingClient:
         if self._is_closed or self._thread is None:
             raise Closed("the client is not open; use it as `with BlockingClient(...) as client`")
 
+    def _check_may_block(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a callback on the client's own thread called a method that blocks it")
+
     def _timeout_ns(self, timeout: float | None) -> int:
         return self._client.timeout_ns if timeout is None else timeout_to_ns(timeout)
 
@@ -192,8 +197,7 @@ class BlockingClient:
         """Run `call` on the client's loop and wait for it."""
         try:
             self._check_usable()
-            if threading.current_thread() is self._thread:
-                raise RuntimeError("a callback on the client's own thread called a method that blocks it")
+            self._check_may_block()
             assert self._loop is not None
             future = asyncio.run_coroutine_threadsafe(call, self._loop)
         except BaseException as error:
@@ -204,8 +208,6 @@ class BlockingClient:
         return self._wait(future, timeout)
 
     def _wait(self, future: concurrent.futures.Future[Result], timeout: float | None) -> Result:
-        if threading.current_thread() is self._thread:
-            raise RuntimeError("a callback on the client's own thread called a method that blocks it")
         try:
             return future.result(self._timeout_ns(timeout) / NS_PER_S + GRACE_S)
         except TimeoutError:

@@ -116,7 +116,12 @@ class _Inode:
         self.unsynced.append((offset, data))
 
     def sync(self) -> None:
-        self.durable = bytearray(self.content)
+        if self.durable is None:
+            self.durable = self.content.copy()
+        else:
+            self.durable.extend(bytes(len(self.content) - len(self.durable)))
+            for offset, data in self.unsynced:
+                self.durable[offset : offset + len(data)] = data
         self.unsynced.clear()
 
     def after_crash(self, name: str, keep: Callable[[str, str], bool]) -> _Inode:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from random import Random
 
+from fastpaxos.errors import NoLeader
+
 __all__ = ["LeaderChoice"]
 
 NS_PER_MS = 1_000_000
@@ -81,13 +83,17 @@ class LeaderChoice:
         return True
 
     def failed(self, address: str, error: Exception, now_ns: int) -> None:
-        """An attempt at `address`, or the connection to it, failed: the next address is the target."""
-        if len(self._failed_ns) >= 4 * LEARNED_MAX:
+        """An attempt at `address`, or the connection to it, failed: the next address is the target.
+
+        NoLeader as the error says that the node was there and does not know where to go: a hint may still name it.
+        """
+        if len(self.errors) >= 4 * LEARNED_MAX:
             # Hints may name any number of addresses; only the recent ones matter.
             self._failed_ns.clear()
             self.errors.clear()
         self.errors[address] = error
-        self._failed_ns[address] = now_ns
+        if not isinstance(error, NoLeader):
+            self._failed_ns[address] = now_ns
         rounds = self._failures // len(self.addresses)
         wait_ns = min(WAIT_MIN_NS << min(rounds, 10), WAIT_MAX_NS)
         # A connection that worked until now is replaced at once: the first attempt after progress does not wait.

@@ -80,6 +80,7 @@ class Node:
         self._transport: Transport | None = None
         self._replica: Replica | None = None
         self._driver: Driver | None = None
+        self._service: ClientService | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
 
     # Life
@@ -194,6 +195,7 @@ class Node:
         service = ClientService(
             config, self.state_machine, status=self.status, changed=self._wake, clock_ns=time.monotonic_ns
         )
+        self._service = service
         service.writer = self._make_writer()
         founding_driver = FoundingDriver(
             founding, make_control=lambda message: service.writer.control(message), random_bytes=os.urandom
@@ -353,8 +355,12 @@ class Node:
         self._tick_timer = loop.call_later(TICK_S, tick)
 
     def _wake(self) -> None:
+        """Clients asked for something."""
         if self._driver is not None:
             self._driver.wake()
+        elif self._service is not None:
+            # Not founded yet: there is nothing to drive, but even "not ready" must be said.
+            asyncio.get_running_loop().call_soon(self._service.flush)
 
     # For users
 

@@ -45,7 +45,8 @@ def test_both_packages_come_from_the_place_of_that_build() -> None:
 def test_child_processes_get_the_same_build() -> None:
     from fastpaxos.cli.cluster_process import child_environment
 
-    program = "import fastpaxos, fastpaxos_core as core; print(core.PROFILE, core.__file__, fastpaxos.__file__)"
+    program = "import fastpaxos, fastpaxos_core as core; "
+    program += "print(core.build_info()['profile'], core.__file__, fastpaxos.__file__)"
     command = [sys.executable, "-P", "-c", program]
     output = subprocess.run(command, env=child_environment(), cwd=ROOT, capture_output=True, text=True, check=True)
     assert output.stdout.split() == [EXPECTED_BUILD, fastpaxos_core.__file__, fastpaxos.__file__]

@@ -272,7 +272,7 @@ def entry_of(
     node_id: int, role: str = "follower", ballot: int = 1, commit: int = 5, applied: int = 5
 ) -> dict[str, Any]:
     indexes = {"commit_index": commit, "applied_index": applied}
-    return {"id": node_id, "reachable": True, "role": role, "ballot": ballot, **indexes}
+    return {"id": node_id, "reachable": True, "role": role, "ballot": ballot, "digest": "00", **indexes}
 
 
 def test_leader_is_the_one_with_the_highest_ballot() -> None:
@@ -285,6 +285,7 @@ def test_settled_means_all_have_applied_all() -> None:
     assert is_settled([entry_of(1), entry_of(2)])
     assert not is_settled([entry_of(1), entry_of(2, applied=4)])
     assert not is_settled([entry_of(1), {"id": 2, "reachable": False}])
+    assert not is_settled([entry_of(1), entry_of(2) | {"digest": ""}])
     assert not is_settled([])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,14 @@ from typing import Any
 import click
 import msgpack
 
-from fastpaxos.cli.cluster_process import ClusterProcess, check_room, child_environment, interruptible, work_folder
+from fastpaxos.cli.cluster_process import (
+    ClusterProcess,
+    check_room,
+    child_environment,
+    interruptible,
+    journal_bytes_max,
+    work_folder,
+)
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.load import LoadPlan, LoadResult, run_load
 from fastpaxos.cli.measure import describe_machine, fdatasync_p50_us, loopback_p50_us
@@ -30,8 +39,6 @@ __all__ = ["bench"]
 MIB = 1024 * 1024
 START_TIMEOUT_S = 20.0
 SETTLE_TIMEOUT_S = 60.0
-# What one replica may write in a second, for the check that the disk has room. Generous: running full is worse.
-BYTES_PER_SECOND_MAX = 64 * MIB
 BLOCK_BYTES_MAX = 1 * MIB
 
 
@@ -92,7 +99,8 @@ def closed(
             "loopback_p50_us": loopback_p50_us(),
             "fdatasync_p50_us": fdatasync_p50_us(folder),
         }
-        with cluster_to_load(folder, connect, replicas, durability, seconds + warmup) as (cluster, processes):
+        needed_bytes = journal_bytes_max(replicas, seconds + warmup, payload)
+        with cluster_to_load(folder, connect, replicas, durability, needed_bytes) as (cluster, processes):
             before = run_loop(settled_count(cluster, "the election of a leader", START_TIMEOUT_S, leader=True))
             progress(f"measuring for {seconds:g} s")
             plans = split_plan(LoadPlan(cluster, clients, pipeline, batch, payload, seconds, warmup), load_processes)
@@ -123,21 +131,28 @@ def load(plan_json: str) -> int:
     fields["cluster"] = {int(node_id): address for node_id, address in fields["cluster"].items()}
 
     async def run() -> int:
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), end_with_parent)
         print_json((await run_load(LoadPlan(**fields))).to_map())
         return 0
 
     return run_loop(run())
 
 
+def end_with_parent() -> None:
+    """End this load process when its standard input ends: there is nobody left to report to."""
+    if not os.read(sys.stdin.fileno(), 4096):
+        os._exit(1)
+
+
 @contextlib.contextmanager
 def cluster_to_load(
-    folder: Path, connect: dict[int, str] | None, replicas: int, durability: str, seconds: float
+    folder: Path, connect: dict[int, str] | None, replicas: int, durability: str, needed_bytes: int
 ) -> Iterator[tuple[dict[int, str], ClusterProcess | None]]:
     """Start a cluster of our own in `folder`, or use the one at `connect`."""
     if connect is not None:
         yield connect, None
         return
-    check_room(folder, int(replicas * (512 * MIB + seconds * BYTES_PER_SECOND_MAX)))
+    check_room(folder, needed_bytes)
     progress(f"starting {replicas} replicas in {folder}")
     with ClusterProcess(folder, replicas, "hashchain", durability) as processes:
         yield processes.cluster, processes
@@ -165,12 +180,20 @@ def run_load_processes(plans: list[LoadPlan]) -> list[LoadResult]:
     try:
         for plan in plans:
             process = subprocess.Popen(
-                [*command, json.dumps(asdict(plan))], env=child_environment(), stdout=subprocess.PIPE, text=True
+                [*command, json.dumps(asdict(plan))],
+                env=child_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
             )
             running.append(process)
         results = []
         for process in running:
-            output, _ = process.communicate()
+            assert process.stdout is not None
+            # Not communicate(): that would close its standard input, and with it the process.
+            output = process.stdout.read()
+            process.wait()
             if process.returncode != 0:
                 raise FastPaxosError(f"load process {process.pid} ended with code {process.returncode}")
             results.append(LoadResult(**json.loads(output)))
@@ -178,6 +201,9 @@ def run_load_processes(plans: list[LoadPlan]) -> list[LoadResult]:
         for process in running:
             process.kill()
             process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
     return results
 
 

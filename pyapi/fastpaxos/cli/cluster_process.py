@@ -30,6 +30,9 @@ MIB = 1024 * 1024
 # Below the range that Linux takes for outgoing connections, so that nobody's client occupies a dead replica's port.
 PORT_MIN, PORT_MAX = 15_000, 32_000
 STOP_TIMEOUT_S = 10.0
+REPLICA_BYTES_BASE = 256 * MIB
+REPLICA_BYTES_PER_SECOND_MAX = 256 * MIB
+COMMANDS_PER_SECOND_MAX = 2_000_000
 LOG_TAIL_LINES = 15
 
 
@@ -53,6 +56,12 @@ def free_ports(count: int) -> list[int]:
             if len(ports) == count:
                 return ports
     raise FastPaxosError(f"found only {len(ports)} free ports of {count} in {PORT_MIN}..{PORT_MAX} on 127.0.0.1")
+
+
+def journal_bytes_max(replicas: int, seconds: float, payload_bytes: int) -> int:
+    """Return what a full load may write in `seconds`, generously: running out of disk is worse than refusing."""
+    bytes_per_second = min(COMMANDS_PER_SECOND_MAX * (payload_bytes + 4), REPLICA_BYTES_PER_SECOND_MAX)
+    return int(replicas * (REPLICA_BYTES_BASE + seconds * bytes_per_second))
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:
@@ -82,8 +91,12 @@ def work_folder(keep: Path | None) -> Iterator[Path]:
 def interruptible() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does, so that replicas are stopped and folders removed."""
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def interrupt(_number: int, frame: FrameType | None) -> None:
+        # An event loop that runs has a handler of its own, which cancels its main task: the safe way out of it.
+        on_ctrl_c = signal.getsignal(signal.SIGINT)
+        if not callable(on_ctrl_c):
+            raise KeyboardInterrupt
+        on_ctrl_c(signal.SIGINT, frame)
 
     if threading.current_thread() is not threading.main_thread():
         yield

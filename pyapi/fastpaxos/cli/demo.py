@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 
-from fastpaxos.cli.cluster_process import ClusterProcess, check_room, interruptible, work_folder
+from fastpaxos.cli.cluster_process import ClusterProcess, check_room, interruptible, journal_bytes_max, work_folder
 from fastpaxos.cli.demo_run import FREE_BYTES_MIN, DemoRun, run_demo
 from fastpaxos.cli.demo_view import DemoView, print_verdict
 from fastpaxos.cli.journal import replica_batches
+from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.ledger import IDENTITY_BYTES, Ledger
 from fastpaxos.cli.measure import describe_machine
 from fastpaxos.cli.options import json_option, print_json
@@ -26,12 +27,8 @@ from fastpaxos.runtime import run as run_loop
 
 __all__ = ["demo"]
 
-MIB = 1024 * 1024
 SESSIONS = 4
 DURABILITY = "fsync"
-# What a replica may write, generously: the disk must have room for it before anything starts.
-REPLICA_BYTES_BASE = 256 * MIB
-REPLICA_BYTES_PER_SECOND = 48 * MIB
 
 
 @click.command()
@@ -54,7 +51,7 @@ def demo(replicas: int, seconds: float, payload: int, no_kill_leader: bool, keep
     must be in every replica exactly once, in one order: the exit code is 0 only then.
     """
     with interruptible(), work_folder(keep) as folder:
-        check_room(folder, FREE_BYTES_MIN + int(replicas * (REPLICA_BYTES_BASE + seconds * REPLICA_BYTES_PER_SECOND)))
+        check_room(folder, FREE_BYTES_MIN + journal_bytes_max(replicas, seconds, payload))
         with ClusterProcess(folder, replicas, "hashchain", DURABILITY) as processes:
             ledger = Ledger(run=int.from_bytes(os.urandom(4), "little"), sessions=SESSIONS)
             run = DemoRun(processes, ledger, payload, seconds, kill_leader=not no_kill_leader)
@@ -90,6 +87,8 @@ def read_journals(run: DemoRun, final: Statuses) -> dict[int, Replay]:
 
 def make_report(run: DemoRun, final: Statuses, replays: dict[int, Replay]) -> dict[str, Any]:
     """Join what the load saw, what the replicas said and what their journals hold."""
+    histogram = LatencyHistogram()
+    histogram.record(run.latencies_ns)
     verdict = judge(run.ledger, replays, {entry["id"]: entry["digest"] for entry in final})
     passed = verdict.is_sound and verdict.acknowledged > 0 and (run.leader_kills >= 1 or not run.kill_leader)
     return {
@@ -103,7 +102,7 @@ def make_report(run: DemoRun, final: Statuses, replays: dict[int, Replay]) -> di
         "leader_kills": run.leader_kills,
         "unavailable_ms": run.ledger.longest_gap_ms(),
         "commands_per_second": round(verdict.acknowledged / run.load_seconds),
-        "latency_us": run.histogram.percentiles_us(),
+        "latency_us": histogram.percentiles_us(),
         "durability": DURABILITY,
         "replicas": len(run.processes.cluster),
         "payload_bytes": run.payload_bytes,

@@ -30,7 +30,7 @@ class DemoView:
         self._last = (time.perf_counter_ns(), 0)
         console = Console(file=sys.stderr)
         # Refreshed by hand: a thread of rich's own would take time from the load.
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> DemoView:
         if self._live is not None:
@@ -52,7 +52,9 @@ class DemoView:
         """Draw the table again."""
         now, acknowledged = time.perf_counter_ns(), self._run.ledger.acknowledged
         before, acknowledged_before = self._last
-        if now - before > 100_000_000:
+        if self._run.ended_ns:
+            self._rate = acknowledged / self._run.load_seconds
+        elif now - before > 100_000_000:
             self._rate = (acknowledged - acknowledged_before) * 1e9 / (now - before)
             self._last = now, acknowledged
         if self._live is not None:

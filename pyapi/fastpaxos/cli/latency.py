@@ -37,8 +37,8 @@ class LatencyHistogram:
         return int(self.counts.sum())
 
     def record(self, latencies_ns: ArrayLike) -> None:
-        """Count every value of an array of nanoseconds. Negative values are refused with ValueError."""
-        values = np.asarray(latencies_ns, dtype=np.int64)
+        """Count one value, or every value of an array, of nanoseconds. Negative values are refused with ValueError."""
+        values = np.atleast_1d(np.asarray(latencies_ns, dtype=np.int64))
         if values.size == 0:
             return
         if int(values.min()) < 0:

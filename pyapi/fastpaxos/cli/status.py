@@ -51,14 +51,15 @@ def plain(value: Any) -> Any:
 
 
 def leader_of(statuses: Statuses) -> int | None:
-    """The id of the leader with the highest ballot among those that can be reached, or None."""
-    leaders = [entry for entry in statuses if entry["reachable"] and entry["role"] == "leader"]
+    """The id of the ready leader with the highest ballot among those that can be reached, or None."""
+    leading = [entry for entry in statuses if entry["reachable"] and entry["role"] == "leader"]
+    leaders = [entry for entry in leading if entry.get("is_ready", True)]
     return max(leaders, key=lambda entry: entry["ballot"])["id"] if leaders else None
 
 
 def is_settled(statuses: Statuses) -> bool:
-    """Every replica is there and all have committed and applied the same slots."""
-    if not statuses or not all(entry["reachable"] for entry in statuses):
+    """Every replica is there, in the middle of nothing, and all have committed and applied the same slots."""
+    if not statuses or not all(entry["reachable"] and entry["digest"] for entry in statuses):
         return False
     return len({entry[name] for entry in statuses for name in ("commit_index", "applied_index")}) == 1
 

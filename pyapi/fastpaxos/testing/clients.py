@@ -27,6 +27,7 @@ __all__ = ["ClientHost", "ClientOptions", "SimClient"]
 _GAP = (ReplyStatus.OUT_OF_ORDER, ReplyStatus.INVALID_SEQUENCE)
 _REFUSED_FOR_NOW = (ReplyStatus.NOT_LEADER, ReplyStatus.NOT_READY, ReplyStatus.BUSY, *_GAP)
 _RESEND_PAUSE_NS = 10 * MILLISECOND_NS
+_NO_LEADER_PAUSE_NS = 60 * MILLISECOND_NS
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class SimClient:
             return
         self.target = leader_hint or self._random.choice(self.host.node_ids())
         if self.target != node:
-            self._resend_later()
+            self._resend_later(_RESEND_PAUSE_NS if leader_hint else _NO_LEADER_PAUSE_NS)
 
     # Answers
 
@@ -244,7 +245,7 @@ class SimClient:
             if reply.status == ReplyStatus.NOT_LEADER:
                 self._redirect(node, reply.leader_hint)
             elif reply.status in _GAP and node == self.target:
-                self._resend_later()
+                self._resend_later(_RESEND_PAUSE_NS)
             return
         if reply.status == ReplyStatus.OK:
             results = decode_results(frame.body, reply.command_count)
@@ -266,11 +267,11 @@ class SimClient:
             return
         raise Violation(f"write {write.first_sequence} of {self.name} was answered {ReplyStatus(reply.status).name}")
 
-    def _resend_later(self) -> None:
+    def _resend_later(self, pause_ns: int) -> None:
         """Something was refused: send all again soon, once for all the refusals that arrive together."""
         if not self._resend_due:
             self._resend_due = True
-            self.host.schedule.after(_RESEND_PAUSE_NS, self._resend_now)
+            self.host.schedule.after(pause_ns, self._resend_now)
 
     def _resend_now(self) -> None:
         self._resend_due = False

@@ -140,6 +140,10 @@ class SimCluster:
         clients = [f"{client.name} waits for {list(client.unanswered)}" for client in self.clients.values() if client.unanswered]
         return "; ".join([f"chosen {self.checker.log.end_slot - 1}", *nodes, *clients])
 
+    def replay_command(self) -> str:
+        """The command that runs this seed again, if its options were drawn from it."""
+        return f"PYTHONPATH=pyapi:. python -m fastpaxos.testing --seed {self.seed}"
+
     def report(self) -> dict[str, Any]:
         """Figures of the run, to see that it was not vacuous."""
         return {
