@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastpaxos.testing.local import LocalCluster
+from fastpaxos.testing.wired import WiredReplicas
 from fastpaxos_core.block import build_block
 from fastpaxos_core.messages import decode_message, encode_message
 from fastpaxos_core.results import uniform_results
@@ -22,7 +22,7 @@ class Phase2:
 
     def __init__(self, slot_count: int) -> None:
         self.slot_count = slot_count
-        self.cluster = LocalCluster(MEMBERS)
+        self.cluster = WiredReplicas(MEMBERS)
         self.cluster.elect(1)
         self.session_id = self.cluster.open_session(1)
         self.leader = self.cluster.replicas[1]

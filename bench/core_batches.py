@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import sys
 
-from fastpaxos.testing.local import LocalCluster
+from fastpaxos.testing.wired import WiredReplicas
 from fastpaxos_core.block import build_block, crc32c
 from fastpaxos_core.results import uniform_results
 
@@ -19,7 +19,7 @@ PIPELINE = 8
 """Blocks that arrive before the loop looks at its outputs again, as under load."""
 
 
-class BareCluster(LocalCluster):
+class BareCluster(WiredReplicas):
     """Applies without looking at the commands: the state machine's work is not the core's."""
 
     def deliver(self) -> bool:

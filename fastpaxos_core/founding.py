@@ -1,9 +1,10 @@
 """Founding: how a new cluster agrees, once, on who its members are (DESIGN 5.5).
 
-Before a node votes, it durably stores a founding record: a random cluster id, the incarnation of every initial member, both
-quorums and the durability mode. The member with the lowest id makes the record as soon as it has heard, from all of them,
-that they are not founded; the others take it over if it lists the very incarnation of their own data directory. A node whose
-disk was lost comes back with another incarnation, which no record lists: it never votes under its old id again.
+Before a node votes, it durably stores a founding record: a random cluster id, the incarnation of every initial member,
+both quorums and the durability mode. The member with the lowest id makes the record as soon as it has heard, from all of
+them, that they are not founded; the others take it over if it lists the very incarnation of their own data directory. A
+node whose disk was lost comes back with another incarnation, which no record lists: it never votes under its old id
+again.
 
 Sans-I/O: facts of peers come in, decisions go out. Random bytes are passed in; storing and sending is the caller's.
 """
@@ -110,7 +111,8 @@ def check_quorums(member_count: int, phase1_quorum: int, phase2_quorum: int) -> 
             raise ValueError(f"{name} {size} must be in 1..{member_count}, the number of members")
     if phase1_quorum + phase2_quorum <= member_count:
         raise ValueError(
-            f"phase1_quorum {phase1_quorum} + phase2_quorum {phase2_quorum} must be more than the {member_count} members"
+            f"phase1_quorum {phase1_quorum} + phase2_quorum {phase2_quorum} must be more than the {member_count} "
+            f"members"
         )
 
 
@@ -206,8 +208,8 @@ class Founding:
             raise ConfigError(f"node {peer} is no other member; node {self.node_id} knows {_ids(self.members)}")
         if durability != self.durability:
             raise ConfigError(
-                f"node {self.node_id} runs with durability {self.durability}, node {peer} with {durability}; all members "
-                f"must use the same"
+                f"node {self.node_id} runs with durability {self.durability}, node {peer} with {durability}; all "
+                f"members must use the same"
             )
         record = self._record
         if record is None:
@@ -260,8 +262,8 @@ class Founding:
         if self._record is not None:
             if record.digest != self._record.digest:
                 raise ConfigError(
-                    f"node {peer} sent the founding record {record.digest.hex()} of another cluster; node {self.node_id} "
-                    f"was founded with {self._record.digest.hex()}"
+                    f"node {peer} sent the founding record {record.digest.hex()} of another cluster; node "
+                    f"{self.node_id} was founded with {self._record.digest.hex()}"
                 )
             return None
         self._check_record(record, f"node {peer}")

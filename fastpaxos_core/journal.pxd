@@ -1,6 +1,6 @@
 """Live side of the journal, the write-ahead log (docs/protocol.md, "Journal").
 
-A write is one group commit. Its number is its ticket: whatever was appended before `seal` is durable once that ticket is.
+A write is one group commit. Its number is its ticket: what was appended before `seal` is durable once that ticket is.
 Writes must reach the disk strictly one after the other, each synced before the next one begins; only a marker is not
 synced by itself. Recovery rests on that order: a good write proves that every write before it was durable.
 """
@@ -13,7 +13,7 @@ cdef enum:
     READ_PENDING = 0                # not parsed yet
     READ_FOUND = 1
     READ_ABSENT = 2                 # this piece holds nothing for the slot: an earlier one may
-    READ_CORRUPT = 3                # it did, and cannot be read: only the very same value may be taken from an earlier one
+    READ_CORRUPT = 3                # it did, unreadably: only the very same value may be taken from an earlier one
 
 
 # One sealed group commit: what to write where, and what to create before.

@@ -1,7 +1,7 @@
 """The journal, the write-ahead log: the live side (DESIGN 5.11).
 
-The journal is sans-I/O: `seal` says which bytes go where, the shell writes and syncs them in that order and reports with
-`synced`; `locate` says which bytes to read, `parse` judges them. Formats are in journal_format, recovery is in
+The journal is sans-I/O: `seal` says which bytes go where, the shell writes and syncs them in that order and reports
+with `synced`; `locate` says which bytes to read, `parse` judges them. Formats are in journal_format, recovery is in
 journal_recovery.
 
 Every group-commit write carries its own number (its ticket), the last number known durable, the promised ballot and a
@@ -18,7 +18,7 @@ from fastpaxos_core.block cimport BlockHeader, block_check, value_crc
 from fastpaxos_core.journal_format cimport (
     DESCRIPTOR_BYTES, SEGMENT_AFTER_MARKER, SEGMENT_FIRST_OFFSET, SEGMENT_PROMISE_UNKNOWN, WRITE_AFTER_MARKER,
     WRITE_ALIGNMENT, WRITE_BATCHES, WRITE_HEADER_BYTES, WRITE_MAGIC, WRITE_MARKER, WRITE_PROMISE_UNKNOWN, WRITE_VERSION,
-    SegmentHeader, encode_segment_header, segment_name_of, write_crc,
+    SegmentHeader, encode_segment_header, padded_bytes, segment_name_of, write_crc,
 )
 from fastpaxos_core.journal_index cimport IndexEntry, Piece
 from fastpaxos_core.types cimport BATCH_COMMITTED
@@ -62,8 +62,8 @@ cdef class JournalRead:
 cdef class Journal:
     """The live side: collects batches, seals them into writes, and knows where each slot can be read back.
 
-    Made by `Journal.open`. Ownership: keeps the owners of pending blocks alive until they are sealed; a JournalWrite keeps
-    them alive until it is dropped, and the journal keeps each JournalWrite until `synced`.
+    Made by `Journal.open`. Ownership: keeps the owners of pending blocks alive until they are sealed; a JournalWrite
+    keeps them alive until it is dropped, and the journal keeps each JournalWrite until `synced`.
     """
 
     def __cinit__(self, uint64_t node_id, uint64_t incarnation, uint64_t boot, uint64_t segment_bytes):
@@ -127,7 +127,7 @@ cdef class Journal:
         size = PyBytes_GET_SIZE(owner)
         if block_offset > size or descriptor.block_bytes > size - block_offset:
             raise InvariantError(
-                f"block of {descriptor.block_bytes} bytes at offset {block_offset} lies outside its owner of {size} bytes"
+                f"block of {descriptor.block_bytes} bytes at {block_offset} lies outside its owner of {size} bytes"
             )
         if descriptor.slot_begin == 0 or descriptor.slot_begin >= descriptor.slot_end:
             raise InvariantError(f"batch with the empty slot range [{descriptor.slot_begin}, {descriptor.slot_end})")
@@ -160,7 +160,7 @@ cdef class Journal:
         descriptor.ballot = ballot
         descriptor.timestamp_ns = timestamp_ns
         descriptor.block_bytes = <uint32_t>PyBytes_GET_SIZE(block)
-        descriptor.value_crc = value_crc(descriptor.slot_begin, descriptor.slot_end, descriptor.timestamp_ns, header.crc)
+        descriptor.value_crc = value_crc(slot_begin, slot_end, timestamp_ns, header.crc)
         descriptor.flags = BATCH_COMMITTED if committed else 0
         descriptor.reserved = 0
         self.append_batch(&descriptor, block, 0)
@@ -216,7 +216,7 @@ cdef class Journal:
         header.durable_write_number = self.synced_ticket
         header.promised_ballot = promised_ballot
         header.commit_index = commit_index
-        padded = (header.total_bytes + WRITE_ALIGNMENT - 1) // WRITE_ALIGNMENT * WRITE_ALIGNMENT
+        padded = padded_bytes(header.total_bytes)
         write.new_segment = None
         if self.offset + padded > self.segment_size:
             write.new_segment = self.start_segment(padded)
@@ -416,11 +416,11 @@ cdef class Journal:
         return read
 
     cpdef list parse(self, JournalRead read, bytes data):
-        """Judge what was read: the consecutive batches that begin at `read.slot`, as far as no later record replaces them.
+        """Judge what was read: the consecutive batches from `read.slot` on, as far as no later record replaces them.
 
         Every head, block and value checksum is verified. An empty list means that the batch is not readable here: try
-        `locate(slot, before=read)`, then a peer. Batches above the commit index may be among those returned. What is not
-        yet synced is never looked at: the caller still has it in memory, and a batch that it replaces ends the list.
+        `locate(slot, before=read)`, then a peer. Batches above the commit index may be among those returned. What is
+        not yet synced is never looked at: the caller has it in memory, and a batch that it replaces ends the list.
         """
         cdef Piece piece = Piece()
         cdef list batches = []

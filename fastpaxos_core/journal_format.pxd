@@ -71,6 +71,8 @@ cdef int write_check(const uint8_t* data, size_t size, uint64_t incarnation, uin
                      uint64_t segment_bytes, WriteHeader* header) noexcept nogil
 # Checks the block of a batch against its descriptor: its own CRC and the value CRC.
 cdef bint block_matches(const BatchDescriptor* descriptor, const uint8_t* block) noexcept nogil
+# Bytes that a write of total_bytes takes up.
+cdef uint64_t padded_bytes(uint64_t total_bytes) noexcept nogil
 cdef bytes encode_segment_header(SegmentHeader* header)               # both copies, 1024 bytes
 cdef bint decode_segment_header(const uint8_t* data, SegmentHeader* header) noexcept nogil
 cdef str segment_name_of(uint64_t segment_number)

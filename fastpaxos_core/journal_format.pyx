@@ -1,7 +1,7 @@
 """What stands in the journal: segment headers, heads of writes, batches (docs/protocol.md, "Journal").
 
-The checksum of a head covers incarnation, segment and offset, so that recycled and misdirected bytes are seen. Blocks are
-covered by their own checksum and bound to their slots by the value CRC of the descriptor.
+The checksum of a head covers incarnation, segment and offset, so that recycled and misdirected bytes are seen. Blocks
+are covered by their own checksum and bound to their slots by the value CRC of the descriptor.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -67,6 +67,10 @@ cdef bint block_matches(const BatchDescriptor* descriptor, const uint8_t* block)
     return descriptor.value_crc == value_crc(
         descriptor.slot_begin, descriptor.slot_end, descriptor.timestamp_ns, header.crc
     )
+
+
+cdef uint64_t padded_bytes(uint64_t total_bytes) noexcept nogil:
+    return (total_bytes + WRITE_ALIGNMENT - 1) // WRITE_ALIGNMENT * WRITE_ALIGNMENT
 
 
 cdef uint32_t segment_header_crc(const uint8_t* data) noexcept nogil:

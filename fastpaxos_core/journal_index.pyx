@@ -7,7 +7,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdlib cimport free, malloc, realloc
 
 from fastpaxos_core.journal_format cimport (
-    DESCRIPTOR_BYTES, WRITE_ALIGNMENT, WRITE_HEADER_BYTES, WriteHeader, block_matches, write_check,
+    DESCRIPTOR_BYTES, WRITE_ALIGNMENT, WRITE_HEADER_BYTES, WriteHeader, block_matches, padded_bytes,
+    write_check,
 )
 
 from fastpaxos_core.errors import InvariantError
@@ -107,7 +108,7 @@ cdef class JournalIndex:
         cdef Py_ssize_t low = 0
         cdef Py_ssize_t high = min(before, self.count)
         cdef Py_ssize_t middle
-        # suffix_slot_min never falls from one entry to the next: no entry behind the last one that is <= slot covers it.
+        # suffix_slot_min never falls from one entry to the next: no entry behind the last one that is <= slot counts.
         while low < high:
             middle = (low + high) // 2
             if self.entries[middle].suffix_slot_min <= slot:
@@ -158,7 +159,7 @@ cdef class Piece:
                 continue
             number = header.write_number
             self.add(bytes_of_data + position, position, header.descriptor_count)
-            position += (header.total_bytes + WRITE_ALIGNMENT - 1) // WRITE_ALIGNMENT * WRITE_ALIGNMENT
+            position += padded_bytes(header.total_bytes)
         if size < length:
             self.has_gap = True
             self.count = 0

@@ -1,12 +1,12 @@
 """Recovery of the journal: what survives a crash, what is corrupt, and where to go on (DESIGN 5.11).
 
 The segments are read from the oldest to the newest, hopping from head to head. A good write, or a later segment, proves
-that every write before it was durable. So only the last write can be torn: it is cut. Anything else that is unreadable is
-corruption. It hides whatever was accepted there: every slot above the commit index before it becomes unknown, until it is
-accepted again later in the journal.
+that every write before it was durable. So only the last write can be torn: it is cut. Anything else that is unreadable
+is corruption. It hides whatever was accepted there: every slot above the commit index before it becomes unknown, until
+it is accepted again later in the journal.
 
-The last write was perhaps never synced, and what the page cache shows of it need not be on the disk. It is written again
-into a new segment. The header of that segment names the cut: nothing at or behind it is ever read again.
+The last write was perhaps never synced, and what the page cache shows of it need not be on the disk. It is written
+again into a new segment. The header of that segment names the cut: nothing at or behind it is ever read again.
 """
 
 import re
@@ -17,8 +17,8 @@ from libc.string cimport memset
 from fastpaxos_core.journal cimport Journal
 from fastpaxos_core.journal_format cimport (
     DESCRIPTOR_BYTES, SEGMENT_AFTER_MARKER, SEGMENT_FIRST_OFFSET, SEGMENT_PROMISE_UNKNOWN, SEGMENT_START,
-    WRITE_AFTER_MARKER, WRITE_ALIGNMENT, WRITE_HEADER_BYTES, WRITE_MARKER, WRITE_PROMISE_UNKNOWN, SegmentHeader,
-    StoredBatch, WriteHeader, block_matches, encode_segment_header, segment_name_of, write_crc,
+    WRITE_AFTER_MARKER, WRITE_HEADER_BYTES, WRITE_MARKER, WRITE_PROMISE_UNKNOWN, SegmentHeader,
+    StoredBatch, WriteHeader, block_matches, encode_segment_header, padded_bytes, segment_name_of, write_crc,
 )
 from fastpaxos_core.journal_replay cimport Replay
 from fastpaxos_core.journal_segment cimport SegmentFile
@@ -250,7 +250,7 @@ cdef class Scanner:
     cdef uint64_t add_write(self, SegmentFile file, uint64_t offset, const WriteHeader* header) except 0:
         """Take one good head. Its batches count as soon as something proves the write durable. Returns its end."""
         cdef size_t head_bytes = WRITE_HEADER_BYTES + <size_t>header.descriptor_count * DESCRIPTOR_BYTES
-        cdef uint64_t end = offset + (header.total_bytes + WRITE_ALIGNMENT - 1) // WRITE_ALIGNMENT * WRITE_ALIGNMENT
+        cdef uint64_t end = offset + padded_bytes(header.total_bytes)
         cdef const uint8_t* data
         self.settle_tail()
         self.last_number = header.write_number
@@ -281,7 +281,7 @@ cdef class Scanner:
             self.state.replay_write(head, self.tail_file.header.segment_number, self.tail_offset)
             total_bytes = (<const WriteHeader*>PyBytes_AS_STRING(head)).total_bytes
             self.cut_segment = self.tail_file.header.segment_number
-            self.cut_offset = self.tail_offset + (total_bytes + WRITE_ALIGNMENT - 1) // WRITE_ALIGNMENT * WRITE_ALIGNMENT
+            self.cut_offset = self.tail_offset + padded_bytes(total_bytes)
             if self.deep:
                 self.check_blocks(head)
         return 0
@@ -290,7 +290,9 @@ cdef class Scanner:
         """True when every block of the last write is good: else it is torn."""
         cdef const WriteHeader* header = <const WriteHeader*>PyBytes_AS_STRING(self.tail_head)
         cdef bytes data = self.directory.read(self.tail_file.name, self.tail_offset, header.total_bytes)
-        return <uint64_t>PyBytes_GET_SIZE(data) == header.total_bytes and self.first_bad_block(self.tail_head, data) == 0
+        if <uint64_t>PyBytes_GET_SIZE(data) < header.total_bytes:
+            return False
+        return self.first_bad_block(self.tail_head, data) == 0
 
     cdef slot_t first_bad_block(self, bytes head, bytes data) except? 0:
         """First slot of the first batch with a bad block in a whole write, or 0."""
@@ -382,7 +384,7 @@ def open_journal(directory, uint64_t node_id, uint64_t incarnation, uint64_t boo
     header.first_write_number = scanner.highest_number + WRITE_NUMBER_STEP if scanner.numbers else 1
     header.durable_write_number = header.first_write_number - 1
     if tail is not None:
-        padded = (PyBytes_GET_SIZE(tail) + WRITE_ALIGNMENT - 1) // WRITE_ALIGNMENT * WRITE_ALIGNMENT
+        padded = padded_bytes(PyBytes_GET_SIZE(tail))
         tail = rewrite(tail, journal, recovery, header.first_write_number) + bytes(padded - PyBytes_GET_SIZE(tail))
         header.durable_write_number += 1
         recovery.rewritten = 1

@@ -1,7 +1,7 @@
 """The state that the writes of a journal add up to: promise, commit index, uncommitted batches, index (DESIGN 5.1).
 
-Writes are replayed in journal order. Only descriptors are looked at; blocks are read at the end, for those batches that are
-still uncommitted then.
+Writes are replayed in journal order. Only descriptors are looked at; blocks are read at the end, for those batches that
+are still uncommitted then.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -9,7 +9,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memmove
 
 from fastpaxos_core.journal_format cimport (
-    WRITE_ALIGNMENT, WRITE_HEADER_BYTES, WRITE_PROMISE_UNKNOWN, StoredBatch, WriteHeader, block_matches, segment_name_of,
+    WRITE_HEADER_BYTES, WRITE_PROMISE_UNKNOWN, StoredBatch, WriteHeader, block_matches, padded_bytes, segment_name_of,
 )
 from fastpaxos_core.types cimport BATCH_COMMITTED, uint8_t, uint32_t
 
@@ -30,7 +30,7 @@ cdef class Replay:
         free(self.located)
 
     cdef int replay_header(self, ballot_t promised_ballot, bint promised_known, slot_t commit_index) except -1:
-        """What every head says, that of a segment too: it knows all promises made before it unless it says otherwise."""
+        """What every head says, a segment's too: it knows all promises made before it unless it says otherwise."""
         self.promised_ballot = max(self.promised_ballot, promised_ballot)
         self.promised_known = promised_known
         self.raise_commit_index(commit_index)
@@ -43,7 +43,7 @@ cdef class Replay:
             PyBytes_AS_STRING(head) + WRITE_HEADER_BYTES)
         cdef const BatchDescriptor* descriptor
         cdef uint64_t block_offset = offset + PyBytes_GET_SIZE(head)
-        cdef uint64_t padded = (header.total_bytes + WRITE_ALIGNMENT - 1) // WRITE_ALIGNMENT * WRITE_ALIGNMENT
+        cdef uint64_t padded = padded_bytes(header.total_bytes)
         cdef slot_t slot_min = SLOT_INFINITY
         cdef slot_t slot_max = 0
         cdef slot_t old_commit_index = self.commit_index
@@ -115,8 +115,8 @@ cdef class Replay:
             descriptor = &self.located[self.first].descriptor
             if descriptor.slot_end - 1 > commit_index:
                 raise InvariantError(
-                    f"the journal says that slot {commit_index} is the last committed one, but it is inside of the batch "
-                    f"[{descriptor.slot_begin}, {descriptor.slot_end}) that was accepted last"
+                    f"the journal says that slot {commit_index} is the last committed one, but it is inside of the "
+                    f"batch [{descriptor.slot_begin}, {descriptor.slot_end}) that was accepted last"
                 )
             self.first += 1
             self.count -= 1

@@ -19,5 +19,6 @@ cdef class SegmentFile:
     cdef int load_header(self, directory, uint64_t number, list problems) except -1
     cdef const uint8_t* fetch(self, uint64_t offset, size_t length) except? NULL
     cdef int check(self, uint64_t offset, uint64_t incarnation, WriteHeader* header) except -1
-    cdef uint64_t find_write(self, uint64_t offset, uint64_t incarnation, uint64_t number, WriteHeader* header) except? 0
+    cdef uint64_t find_write(self, uint64_t offset, uint64_t incarnation, uint64_t number,
+                             WriteHeader* header) except? 0
     cdef bint is_zero(self, uint64_t offset) except -1

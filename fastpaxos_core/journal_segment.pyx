@@ -50,9 +50,10 @@ cdef class SegmentFile:
     cdef const uint8_t* fetch(self, uint64_t offset, size_t length) except? NULL:
         """Pointer to at least `length` bytes at `offset`, or NULL when the file (or what may be read) ends before."""
         cdef uint64_t limit = min(self.end, self.file_size)
+        cdef uint64_t buffer_end = self.buffer_offset + <uint64_t>PyBytes_GET_SIZE(self.buffer)
         if offset + length > limit:
             return NULL
-        if offset < self.buffer_offset or offset + length > self.buffer_offset + <uint64_t>PyBytes_GET_SIZE(self.buffer):
+        if offset < self.buffer_offset or offset + length > buffer_end:
             self.buffer = self.directory.read(
                 self.name, offset, min(max(length, PIECE_BYTES), limit - offset)
             )
@@ -87,7 +88,8 @@ cdef class SegmentFile:
         cdef bytes sector = self.directory.read(self.name, offset, WRITE_ALIGNMENT)
         return sector.count(0) == len(sector)
 
-    cdef uint64_t find_write(self, uint64_t offset, uint64_t incarnation, uint64_t number, WriteHeader* header) except? 0:
+    cdef uint64_t find_write(self, uint64_t offset, uint64_t incarnation, uint64_t number,
+                             WriteHeader* header) except? 0:
         """Place of the next good write whose number is above `number`, at or behind `offset`, or 0."""
         while offset < self.end and offset < self.file_size:
             if self.check(offset, incarnation, header) and header.write_number > number:

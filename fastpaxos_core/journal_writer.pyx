@@ -1,8 +1,8 @@
 """The one place of the core with system calls: a thread that writes and syncs the journal without holding the GIL.
 
-Jobs are carried out strictly in order, each synced before the next one begins: recovery rests on it. What a job needs (iovec
-array, names, pinned buffers) is built under the GIL beforehand. Any error is final: after a failed write or fsync nobody
-knows what is on the disk, so everything after it is refused, and no sync is ever tried again.
+Jobs are carried out strictly in order, each synced before the next one begins: recovery rests on it. What a job needs
+(iovec array, names, pinned buffers) is built under the GIL beforehand. Any error is final: after a failed write or fsync
+nobody knows what is on the disk, so everything after it is refused, and no sync is ever tried again.
 """
 
 import os
@@ -187,7 +187,7 @@ cdef int fail(Job* job, int stage, int error) noexcept nogil:
 
 
 cdef int create_segment(WriterState* state, Job* job) noexcept nogil:
-    """Make the segment of a job under a temporary name, with its header; then name it. Durable unless told otherwise."""
+    """Make the segment of a job under a temporary name, with its header, and make it durable; then name it."""
     cdef const char* temporary = TEMPORARY_NAME
     cdef iovec part
     cdef bint is_prepared

@@ -56,9 +56,7 @@ class State:
 
 
 def open_journal(directory: Directory, boot: int, segment_bytes: int = SEGMENT_BYTES) -> tuple[Journal, Recovery]:
-    return Journal.open(
-        directory, node_id=NODE_ID, incarnation=INCARNATION, boot=boot, segment_bytes=segment_bytes
-    )
+    return Journal.open(directory, node_id=NODE_ID, incarnation=INCARNATION, boot=boot, segment_bytes=segment_bytes)
 
 
 def recovered_state(recovery: Recovery) -> State:
@@ -152,7 +150,8 @@ class History:
         self.clock += 1
         size = self.rng.choice((0, 1, 7, 100, self.block_bytes_max))
         commands = [self.rng.randbytes(size) for _ in range(slot_count)]
-        return Batch(slot_begin, slot_begin + slot_count, ballot, self.clock, build_block(commands, 1, self.clock), committed)
+        block = build_block(commands, 1, self.clock)
+        return Batch(slot_begin, slot_begin + slot_count, ballot, self.clock, block, committed)
 
     def append(self, batch: Batch) -> None:
         self.journal.append(

@@ -14,7 +14,8 @@ from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from fastpaxos.client import Client, Cluster, as_bytes, timeout_to_ns
+from fastpaxos.client import Client, Cluster, timeout_to_ns
+from fastpaxos.command_queue import as_bytes
 from fastpaxos.errors import Busy, Closed, ConnectionLost, FastPaxosError
 from fastpaxos.runtime import run
 

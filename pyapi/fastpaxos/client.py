@@ -10,10 +10,8 @@ import asyncio
 import contextlib
 import logging
 import math
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from operator import methodcaller
 from random import Random, SystemRandom
 from time import monotonic_ns
@@ -22,14 +20,14 @@ from typing import Any, Self
 
 from fastpaxos.answers import BlockReply, Completion, ResultsWithErrors
 from fastpaxos.client_connection import ClientConnection, call_node, open_tcp
-from fastpaxos.command_queue import BLOCK_HEADER_BYTES, LENGTH_BYTES, ClientLimits
+from fastpaxos.command_queue import ClientLimits, as_bytes, as_commands, cut_commands
 from fastpaxos.config import checked_cluster, parse_address, parse_cluster
 from fastpaxos.errors import Busy, Closed, ConfigError, FastPaxosError, NoLeader
 from fastpaxos.leader_choice import LeaderChoice
 from fastpaxos.session import ConnectionState, Session
 from fastpaxos_core.wire import Frame
 
-__all__ = ["Client", "Cluster", "Connect", "as_bytes", "timeout_to_ns"]
+__all__ = ["Client", "Cluster", "Connect", "timeout_to_ns"]
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +189,14 @@ class Client:
             timeout: seconds; None means the client's.
         """
         deadline_ns = monotonic_ns() + (self.timeout_ns if timeout is None else timeout_to_ns(timeout))
-        if self._room_waiters or not self._session.has_room(len(command)):
-            await self._wait_for_room(len(command), deadline_ns)
+        if not self._room_waiters:
+            try:
+                future = self._submit(command, deadline_ns)
+            except Busy:
+                pass
+            else:
+                return await future
+        await self._wait_for_room(len(command), deadline_ns)
         return await self._submit(command, deadline_ns)
 
     def submit(self, command: bytes, timeout: float | None = None) -> asyncio.Future[bytes]:
@@ -251,7 +255,7 @@ class Client:
         command has its exception in the list instead.
         """
         deadline_ns = monotonic_ns() + (self.timeout_ns if timeout is None else timeout_to_ns(timeout))
-        whole = _as_commands(commands)
+        whole = as_commands(commands)
         if not whole:
             return []
         await self._wait_for_limits(deadline_ns)
@@ -260,7 +264,7 @@ class Client:
         results: list[Any] = []
         blocks: deque[tuple[asyncio.Future[Any], int]] = deque()
         try:
-            for part, part_bytes in _cut(whole, session.limits):
+            for part, part_bytes in cut_commands(whole, session.limits):
                 while blocks and not session.has_room(part_bytes):
                     await _collect(*blocks.popleft(), results, return_exceptions)
                 while self._room_waiters or not session.has_room(part_bytes):
@@ -279,7 +283,7 @@ class Client:
         For load generators: nothing is done per command. Raises Busy, TooLarge, Closed, and ValueError for no commands.
         """
         deadline_ns = monotonic_ns() + (self.timeout_ns if timeout is None else timeout_to_ns(timeout))
-        return self._submit_part(_as_commands(commands), deadline_ns, is_raw=True)
+        return self._submit_part(as_commands(commands), deadline_ns, is_raw=True)
 
     def _submit_part(self, commands: Sequence[bytes], deadline_ns: int, *, is_raw: bool) -> asyncio.Future[Any]:
         if self._loop is None:
@@ -535,39 +539,6 @@ async def _collect(future: asyncio.Future[Any], count: int, results: list[Any], 
     if not return_exceptions and isinstance(values, ResultsWithErrors):
         raise next(value for value in values if isinstance(value, Exception))
     results.extend(values)
-
-
-def _cut(commands: list[bytes], limits: ClientLimits) -> Iterator[tuple[list[bytes], int]]:
-    """Yield `commands` in as few parts as fit into blocks, each with the bytes of its block."""
-    payload_max = limits.block_bytes_max - BLOCK_HEADER_BYTES
-    count_max = limits.commands_per_block_max
-    begin = 0
-    while begin < len(commands):
-        part = commands[begin : begin + count_max]
-        part_bytes = sum(map(len, part)) + LENGTH_BYTES * len(part)
-        if part_bytes > payload_max:
-            sizes = list(accumulate(len(command) + LENGTH_BYTES for command in part))
-            part = part[: bisect_right(sizes, payload_max)]
-            part_bytes = sizes[len(part) - 1]
-        yield part, part_bytes + BLOCK_HEADER_BYTES
-        begin += len(part)
-
-
-def as_bytes(command: object) -> bytes:
-    """A command as bytes of its own. Raises TypeError."""
-    if isinstance(command, bytes):
-        return command
-    if isinstance(command, bytearray | memoryview):
-        return bytes(command)
-    raise TypeError(f"a command must be bytes, not {type(command).__name__}; encode it first")
-
-
-def _as_commands(commands: Iterable[bytes]) -> list[bytes]:
-    """A list of its own, all bytes: what the caller does with theirs afterwards does not matter."""
-    if isinstance(commands, str | bytes | bytearray | memoryview):
-        raise TypeError(f"expected a list of commands, not {type(commands).__name__}")
-    whole = [*commands]
-    return whole if set(map(type, whole)) <= {bytes} else [as_bytes(command) for command in whole]
 
 
 def timeout_to_ns(seconds: float, name: str = "timeout") -> int:

@@ -5,14 +5,25 @@ Nothing in here was ever sent, so whatever is dropped from it certainly does not
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from fastpaxos.errors import TooLarge
 
-__all__ = ["NEVER_NS", "ClientLimits", "CommandQueue", "PendingBlock", "encoded_size"]
+__all__ = [
+    "NEVER_NS",
+    "ClientLimits",
+    "CommandQueue",
+    "PendingBlock",
+    "as_bytes",
+    "as_commands",
+    "cut_commands",
+    "encoded_size",
+]
 
 NEVER_NS = (1 << 63) - 1
 MIB = 1 << 20
@@ -277,3 +288,36 @@ class CommandQueue:
         rest.count = len(commands)
         rest.deadline_ns = min(rest.deadlines_ns)
         return rest
+
+
+def cut_commands(commands: list[bytes], limits: ClientLimits) -> Iterator[tuple[list[bytes], int]]:
+    """Yield `commands` in as few parts as fit into blocks, each with the bytes of its block."""
+    payload_max = limits.block_bytes_max - BLOCK_HEADER_BYTES
+    count_max = limits.commands_per_block_max
+    begin = 0
+    while begin < len(commands):
+        part = commands[begin : begin + count_max]
+        part_bytes = sum(map(len, part)) + LENGTH_BYTES * len(part)
+        if part_bytes > payload_max:
+            sizes = list(accumulate(len(command) + LENGTH_BYTES for command in part))
+            part = part[: bisect_right(sizes, payload_max)]
+            part_bytes = sizes[len(part) - 1]
+        yield part, part_bytes + BLOCK_HEADER_BYTES
+        begin += len(part)
+
+
+def as_bytes(command: object) -> bytes:
+    """A command as bytes of its own. Raises TypeError."""
+    if isinstance(command, bytes):
+        return command
+    if isinstance(command, bytearray | memoryview):
+        return bytes(command)
+    raise TypeError(f"a command must be bytes, not {type(command).__name__}; encode it first")
+
+
+def as_commands(commands: Iterable[bytes]) -> list[bytes]:
+    """A list of its own, all bytes: what the caller does with theirs afterwards does not matter."""
+    if isinstance(commands, str | bytes | bytearray | memoryview):
+        raise TypeError(f"expected a list of commands, not {type(commands).__name__}")
+    whole = [*commands]
+    return whole if set(map(type, whole)) <= {bytes} else [as_bytes(command) for command in whole]

@@ -143,9 +143,9 @@ class _Inode:
 
 
 class MemoryDirectory:
-    """A simulated disk with a page cache: reads see every write, a crash keeps only what was synced, and some of the rest.
+    """A simulated disk with a page cache: reads see every write, a crash keeps what was synced and some of the rest.
 
-    Names are durable after `sync_directory`, contents and size of a file after `sync` of that file, each without the other.
+    Names are durable after `sync_directory`, contents and size of a file after `sync` of it, each without the other.
 
     Attributes:
         operations: number of changing calls (create, write, sync, rename, remove, sync_directory) so far.

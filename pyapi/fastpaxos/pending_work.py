@@ -90,9 +90,11 @@ class PendingWork:
 
     def submit(self, command: bytes, waiter: Any, deadline_ns: int) -> None:
         """Queue one command. Raises Busy, TooLarge, Closed."""
-        if self._is_closing or not self.has_room(len(command)):
+        queue = self._queue
+        pending_bytes = queue.charge + self._inflight.charge + self._queries.charge + len(command)
+        if pending_bytes > self._own_limits.inflight_bytes_max or self._is_closing:
             self.check_room(len(command))
-        self._queue.add(command, waiter, deadline_ns)
+        queue.add(command, waiter, deadline_ns)
 
     def submit_list(self, commands: Sequence[bytes], waiter: Any, deadline_ns: int, *, is_raw: bool = False) -> None:
         """Queue `commands`, all of them bytes, as exactly one block with one waiter, which gets the list of results.

@@ -1,7 +1,7 @@
 """A node's data directory: lock, identity file, founding record, journal.
 
-A directory belongs to one incarnation of one node of one cluster, and is opened by one process at a time. Everything that
-does not fit is refused by name; nothing unreadable is ever taken for a fresh start.
+A directory belongs to one incarnation of one node of one cluster, and is opened by one process at a time. Everything
+that does not fit is refused by name; nothing unreadable is ever taken for a fresh start.
 """
 
 from __future__ import annotations
@@ -441,8 +441,8 @@ def _check_identity(path: Path, stored: DirectoryIdentity, node_id: int, durabil
         raise ConfigError(f"data_dir {path} belongs to node {stored.node_id}, not to node {node_id}")
     if stored.durability != durability:
         raise ConfigError(
-            f"data_dir {path} was written with durability {stored.durability!r}, not {durability!r}; the mode of a data "
-            f"directory cannot be changed"
+            f"data_dir {path} was written with durability {stored.durability!r}, not {durability!r}; the mode of a "
+            f"data directory cannot be changed"
         )
     lost: Any = None
     if durability == "memory":

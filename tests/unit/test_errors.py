@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 import re
 
-import fastpaxos_core.errors
 import pytest
+
+import fastpaxos_core.errors
 from fastpaxos import errors
 
 CLIENT_ERRORS = {

@@ -252,7 +252,7 @@ def test_configuration_that_makes_no_sense_is_refused():
 
 @pytest.mark.parametrize("seed", range(50))
 def test_no_two_different_records_ever_reach_a_quorum(seed):
-    """Crashes, wiped disks and lost messages, before and while a cluster is founded: never two clusters of two nodes."""
+    """Crashes, wiped disks and lost messages, before and while a cluster is founded: never two clusters."""
     rng = random.Random(seed)
     incarnations = dict(MEMBERS)
     disks = dict.fromkeys(MEMBERS)

@@ -6,15 +6,17 @@ import struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from journal_model import INCARNATION, NODE_ID, History, check_readable, open_journal, read_slot, recovered_state
 
 from fastpaxos.directory import MemoryDirectory
 from fastpaxos_core.block import build_block, build_noop, crc32c
 from fastpaxos_core.directory import perform
 from fastpaxos_core.errors import ConfigError, CorruptionError, InvariantError
 from fastpaxos_core.journal import Journal
+from journal_model import INCARNATION, NODE_ID, History, check_readable, open_journal, read_slot, recovered_state
 
 HEAD = struct.Struct("<IBBHIIQQQQQQ")
+HEAD_FIELDS = ("magic", "version", "kind", "flags", "crc", "count", "total", "number", "durable", "promised")
+HEAD_FIELDS += ("commit", "reserved")
 SEGMENT_HEAD = struct.Struct("<8sHHI11Q")
 
 
@@ -37,8 +39,7 @@ def carry_out(directory, journal, write):
 def head_of(write):
     data = b"".join(write.buffers)
     assert len(data) == write.nbytes
-    names = "magic version kind flags crc count total number durable promised commit reserved".split()
-    return dict(zip(names, HEAD.unpack_from(data), strict=True))
+    return dict(zip(HEAD_FIELDS, HEAD.unpack_from(data), strict=True))
 
 
 def test_fresh_journal():
@@ -341,7 +342,9 @@ def test_index_finds_the_last_write_whose_range_covers_a_slot(writes, fine):
             carry_out(directory, journal, write)
     for slot in range(70):
         covering = [
-            (offset, ranges) for offset, ranges in places if any(begin <= slot < begin + count for begin, count in ranges)
+            (offset, ranges)
+            for offset, ranges in places
+            if any(begin <= slot < begin + count for begin, count in ranges)
         ]
         read, found = journal.locate(slot), []
         while read is not None and not found:

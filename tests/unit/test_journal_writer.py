@@ -13,7 +13,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from journal_model import check_readable, open_journal, recovered_state
 
 from fastpaxos.directory import MemoryDirectory, OsDirectory
 from fastpaxos_core.block import build_block
@@ -21,6 +20,7 @@ from fastpaxos_core.directory import perform
 from fastpaxos_core.errors import ConfigError, InvariantError
 from fastpaxos_core.journal_recovery import verify
 from fastpaxos_core.journal_writer import JournalWriter
+from journal_model import check_readable, open_journal, recovered_state
 
 SEGMENT_BYTES = 64 << 10
 WAIT_SECONDS = 20

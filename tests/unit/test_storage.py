@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from journal_model import check_readable
 
 from fastpaxos.directory import MemoryDirectory, OsDirectory, PowerLoss
 from fastpaxos.storage import DirectoryIdentity, Storage, read_os_boot_id
 from fastpaxos_core.block import build_block, crc32c
 from fastpaxos_core.errors import ConfigError, CorruptionError, InternalError, InvariantError
 from fastpaxos_core.founding import FoundingRecord
+from journal_model import check_readable
 
 SEGMENT_BYTES = 64 << 10
 

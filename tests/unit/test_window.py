@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastpaxos.testing.local import LocalCluster
+from fastpaxos.testing.wired import WiredReplicas
 from fastpaxos_core.window import SlotWindow
 
 
@@ -28,7 +28,7 @@ def test_the_views_are_read_only() -> None:
 
 
 def test_all_cells_of_a_batch_move_together_and_wrap_around_the_ring() -> None:
-    cluster = LocalCluster([1, 2, 3], window_slots=8, ring_slots=16, commands_per_block_max=8, batch_capacity=16)
+    cluster = WiredReplicas([1, 2, 3], window_slots=8, ring_slots=16, commands_per_block_max=8, batch_capacity=16)
     cluster.elect(1)
     session_id = cluster.open_session(1)
     sequence = 1
@@ -48,7 +48,7 @@ def test_all_cells_of_a_batch_move_together_and_wrap_around_the_ring() -> None:
 
 
 def test_batches_leave_memory_when_the_budget_is_spent() -> None:
-    cluster = LocalCluster([1], log_memory_bytes=10_000)
+    cluster = WiredReplicas([1], log_memory_bytes=10_000)
     cluster.elect(1)
     session_id = cluster.open_session(1)
     for index in range(50):

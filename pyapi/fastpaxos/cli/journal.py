@@ -65,14 +65,12 @@ def inspect(directory: Path, as_json: bool) -> int:
         print_json(report)
     else:
         for name, value in report.items():
-            if isinstance(value, list):
+            if isinstance(value, list) and value and isinstance(value[0], dict):
                 click.echo(f"{name}: {len(value)}")
                 for item in value:
-                    click.echo(
-                        "  " + (" ".join(f"{k}={v}" for k, v in item.items()) if isinstance(item, dict) else item)
-                    )
+                    click.echo("  " + " ".join(f"{key}={field}" for key, field in item.items()))
             else:
-                click.echo(f"{name}: {value}")
+                click.echo(f"{name}: {' '.join(map(str, value)) or 'none' if isinstance(value, list) else value}")
     return 0
 
 

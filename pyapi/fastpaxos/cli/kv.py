@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,9 +18,8 @@ from fastpaxos.runtime import run as run_loop
 
 __all__ = ["kv"]
 
-LOAD_CHUNK_ITEMS = 1_000
-LOAD_CHUNK_BYTES = 256 * 1024
-LOAD_CHUNKS_IN_FLIGHT = 8
+LOAD_CHUNK_ITEMS = 20_000
+LOAD_CHUNK_BYTES = 4 * 1024 * 1024
 
 timeout_option = click.option(
     "--timeout", type=click.FloatRange(0.01, 3600.0), default=10.0, show_default=True, help="Seconds for each request."
@@ -240,31 +237,20 @@ def load(file: BinaryIO, escaped: bool, lines: bool, cluster: dict[int, str], ti
 
 
 async def load_items(client: KeyValueClient, items: Iterable[tuple[bytes, bytes]], timeout: float) -> tuple[int, int]:
-    """Put all items in order, some chunks in flight at once; return how many, and how many repeated a key."""
+    """Put all items in order; return how many, and how many of them had a key that came before."""
     seen: set[bytes] = set()
     count = 0
-    in_flight: deque[asyncio.Task[Any]] = deque()
-    try:
-        for chunk in chunks(items):
-            count += len(chunk)
-            seen.update(key for key, _ in chunk)
-            # Tasks start in the order in which they are made, and one session keeps the order of its commands.
-            in_flight.append(asyncio.ensure_future(client.put_many(chunk, timeout=timeout)))
-            await asyncio.sleep(0)
-            if len(in_flight) >= LOAD_CHUNKS_IN_FLIGHT:
-                await in_flight.popleft()
-                progress(f"{count} lines") if count % 100_000 < len(chunk) else None
-        while in_flight:
-            await in_flight.popleft()
-    finally:
-        for task in in_flight:
-            task.cancel()
-        await asyncio.gather(*in_flight, return_exceptions=True)
+    for chunk in chunks(items):
+        # One call after the other keeps the order; within a call, many blocks are in flight.
+        await client.put_many(chunk, timeout=timeout)
+        count += len(chunk)
+        seen.update(key for key, _ in chunk)
+        progress(f"{count:,} lines")
     return count, count - len(seen)
 
 
 def chunks(items: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
-    """Cut items into lists that fit into a block."""
+    """Cut items into lists of a size that the client takes well."""
     chunk: list[tuple[bytes, bytes]] = []
     size = 0
     for key, value in items:

@@ -12,10 +12,12 @@ from fastpaxos.cli.options import cluster_option, json_option, print_json
 from fastpaxos.client import Client
 from fastpaxos.errors import FastPaxosError
 from fastpaxos.runtime import run as run_loop
+from fastpaxos_core.ballot import format_ballot
 
 __all__ = ["is_settled", "leader_of", "read_statuses", "status", "wait_for"]
 
 ALWAYS_GIVEN = ("role", "ballot", "commit_index", "applied_index", "digest")
+COLUMNS = ("id", "address", "role", "ballot", "commit_index", "applied_index", "journal_bytes", "digest")
 POLL_INTERVAL_S = 0.05
 
 Statuses = list[dict[str, Any]]
@@ -116,22 +118,20 @@ def status(cluster: dict[int, str], timeout: float, as_json: bool) -> int:
 
 
 def print_table(statuses: Iterable[Mapping[str, Any]]) -> None:
-    """Print one line per replica, and one per peer connection that is down."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    columns = ("id", "address", "role", "ballot", "commit_index", "applied_index", "journal_bytes", "digest")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("address", "role", "digest") else "right")
+    """Print one line per replica on stdout, and on stderr who cannot be reached, by us or by its peers."""
+    rows = [list(COLUMNS)]
     troubles = []
     for entry in statuses:
         cells = {**entry, "role": entry["role"] if entry["reachable"] else "unreachable"}
-        table.add_row(*("" if cells.get(column) is None else str(cells[column]) for column in columns))
-        if not entry["reachable"]:
+        if entry["reachable"]:
+            cells["ballot"] = format_ballot(entry["ballot"])
+        else:
             troubles.append(f"replica {entry['id']}: {entry['error']}")
+        rows.append(["" if cells.get(column) is None else str(cells[column]) for column in COLUMNS])
         down = [peer for peer in entry.get("peers") or [] if not peer.get("connected", True)]
         troubles += [f"replica {entry['id']} has no connection to replica {peer.get('node_id')}" for peer in down]
-    Console(soft_wrap=True).print(table)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for trouble in troubles:
         click.echo(trouble, err=True)

@@ -10,12 +10,17 @@ checkers that see everything (`checkers.py`, `history.py`). The same seed and op
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import fastpaxos_core
 from fastpaxos_core.wire import Frame
+
+import fastpaxos
 
 from .checkers import ProtocolChecker
 from .clients import SimClient
@@ -141,8 +146,9 @@ class SimCluster:
         return "; ".join([f"chosen {self.checker.log.end_slot - 1}", *nodes, *clients])
 
     def replay_command(self) -> str:
-        """The command that runs this seed again, if its options were drawn from it."""
-        return f"PYTHONPATH=pyapi:. python -m fastpaxos.testing --seed {self.seed}"
+        """The command that runs this seed again on this build, if its options were drawn from it."""
+        folders = {str(Path(package.__file__ or "").parents[1]) for package in (fastpaxos, fastpaxos_core)}
+        return f"PYTHONPATH={':'.join(sorted(folders))} {sys.executable} -m fastpaxos.testing --seed {self.seed}"
 
     def report(self) -> dict[str, Any]:
         """Figures of the run, to see that it was not vacuous."""
@@ -154,6 +160,9 @@ class SimCluster:
             "acknowledged": len(self.history.answered_writes()),
             "reads": sum(read.count is not None for read in self.history.reads),
             "duplicates": self.checker.log.duplicates,
+            "session_evicted": self.checker.log.evictions,
+            "frame_lost": self.network.frames_lost,
+            "frame_replayed": self.network.frames_replayed,
             "ballots": len(self.checker.proposals),
             "settled_ms": self.settled_after_ns // MILLISECOND_NS,
             "trace": self.trace_digest,

@@ -80,6 +80,7 @@ class SimNetwork:
         self.options = options
         self.frames_sent = 0
         self.frames_lost = 0
+        self.frames_replayed = 0
         self._schedule = schedule
         self._deliver = deliver
         self._links: dict[tuple[int, int], _Link] = {}
@@ -121,6 +122,7 @@ class SimNetwork:
         self.frames_sent += 1
         if options.replay and link.old_frames and random.random() < options.replay:
             old = random.choice(link.old_frames)
+            self.frames_replayed += 1
             self._schedule.after(self._delay_ns(), lambda: self._arrive(link, source, target, None, old))
         if options.replay:
             link.old_frames.append(frame)

@@ -21,7 +21,7 @@ def empty_recovery() -> Any:
     return SimpleNamespace(promised_ballot=0, promised_known=True, commit_index=0, batches=[], unknown=[])
 
 
-class LocalCluster:
+class WiredReplicas:
     """Replicas without a network or a disk: `run` carries messages and syncs journals until nothing moves.
 
     `cut` holds directed links (from, to) that lose everything; `stuck` holds nodes whose disk never finishes a sync.
