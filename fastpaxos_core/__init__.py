@@ -11,10 +11,10 @@ from typing import TypedDict
 
 try:
     from fastpaxos_core.build import CHECKED, PROFILE
-except ImportError as error:
+except ImportError as _error:
     raise ImportError(
         "fastpaxos_core is not built for this Python: run `make build` in a source tree, or `pip install .`"
-    ) from error
+    ) from _error
 
 __all__ = ["BuildInfo", "build_info"]
 

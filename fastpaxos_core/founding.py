@@ -1,10 +1,10 @@
 """Founding: how a new cluster agrees, once, on who its members are (DESIGN 5.5).
 
 Before a node votes, it durably stores a founding record: a random cluster id, the incarnation of every initial member,
-both quorums and the durability mode. The member with the lowest id makes the record as soon as it has heard, from all of
-them, that they are not founded; the others take it over if it lists the very incarnation of their own data directory. A
-node whose disk was lost comes back with another incarnation, which no record lists: it never votes under its old id
-again.
+both quorums and the durability mode. The member with the lowest id makes the record as soon as it has heard, from all
+of them, that they are not founded; the others take it over if it lists the very incarnation of their own data
+directory. A node whose disk was lost comes back with another incarnation, which no record lists: it never votes under
+its old id again.
 
 Sans-I/O: facts of peers come in, decisions go out. Random bytes are passed in; storing and sending is the caller's.
 """

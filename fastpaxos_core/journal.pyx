@@ -442,7 +442,7 @@ cdef class Journal:
                 if (descriptor.slot_begin != slot or piece.is_superseded(record)
                         or (descriptor.slot_begin <= newer_max and descriptor.slot_end > newer_min)
                         or self.index.is_superseded(read.position, descriptor.slot_begin, descriptor.slot_end)
-                        or not piece.block_matches(record, data)):
+                        or not piece.is_readable(record, data)):
                     break
             elif read.has_wanted:
                 # A later record of this slot is unreadable: nothing but its very value will do, wherever it stands.
@@ -453,7 +453,7 @@ cdef class Journal:
             elif descriptor.slot_begin != slot or piece.is_superseded(record):
                 read.outcome = READ_CORRUPT
                 break
-            elif not piece.block_matches(record, data):
+            elif not piece.is_readable(record, data):
                 read.outcome = READ_CORRUPT
                 read.has_wanted = True
                 read.wanted = descriptor[0]

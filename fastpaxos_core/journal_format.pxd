@@ -59,6 +59,7 @@ cdef class StoredBatch:
     cdef BatchDescriptor descriptor
     cdef readonly object owner
     cdef readonly size_t offset
+
     @staticmethod
     cdef StoredBatch make(const BatchDescriptor* descriptor, bytes owner, size_t offset)
 

@@ -43,5 +43,5 @@ cdef class Piece:
     cdef int add(self, const uint8_t* head, size_t position, uint32_t descriptor_count) except -1
     cdef Py_ssize_t find(self, slot_t slot) noexcept nogil                         # -1 when there is none
     cdef bint is_superseded(self, Py_ssize_t record) noexcept nogil
-    cdef bint block_matches(self, Py_ssize_t record, bytes data) noexcept
+    cdef bint is_readable(self, Py_ssize_t record, bytes data) noexcept
     cdef Py_ssize_t find_value(self, const BatchDescriptor* wanted, bytes data) noexcept   # -1 when there is none

@@ -223,7 +223,7 @@ cdef class Piece:
             later += 1
         return False
 
-    cdef bint block_matches(self, Py_ssize_t record, bytes data) noexcept:
+    cdef bint is_readable(self, Py_ssize_t record, bytes data) noexcept:
         return block_matches(
             &self.descriptors[record], <const uint8_t*>PyBytes_AS_STRING(data) + self.offsets[record]
         )
@@ -236,7 +236,7 @@ cdef class Piece:
             descriptor = &self.descriptors[record]
             if (descriptor.slot_begin == wanted.slot_begin and descriptor.slot_end == wanted.slot_end
                     and descriptor.timestamp_ns == wanted.timestamp_ns and descriptor.value_crc == wanted.value_crc
-                    and descriptor.block_bytes == wanted.block_bytes and self.block_matches(record, data)):
+                    and descriptor.block_bytes == wanted.block_bytes and self.is_readable(record, data)):
                 return record
             record -= 1
         return -1

@@ -1,8 +1,8 @@
 """The one place of the core with system calls: a thread that writes and syncs the journal without holding the GIL.
 
 Jobs are carried out strictly in order, each synced before the next one begins: recovery rests on it. What a job needs
-(iovec array, names, pinned buffers) is built under the GIL beforehand. Any error is final: after a failed write or fsync
-nobody knows what is on the disk, so everything after it is refused, and no sync is ever tried again.
+(iovec array, names, pinned buffers) is built under the GIL beforehand. Any error is final: after a failed write or
+fsync nobody knows what is on the disk, so everything after it is refused, and no sync is ever tried again.
 """
 
 import os

@@ -14,6 +14,7 @@ cdef class Learner:
     cdef readonly uint64_t fetch_id          # outstanding Fetch, 0 = none
     cdef slot_t fetch_slot
     cdef node_id_t fetch_node
+    cdef bint source_failed                  # hint_node is the next in turn, not who was heard last
     cdef uint64_t fetch_sent_ns
     cdef bint waits                          # no room or no source: go on at the next sync or tick
     cdef uint64_t fetch_timeout_ns

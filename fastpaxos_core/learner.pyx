@@ -61,7 +61,8 @@ cdef class Learner:
             peer.commit_index = commit_index
         if commit_index > self.commit_hint:
             self.commit_hint = commit_index
-            self.hint_node = peer.node_id
+            if not self.source_failed:
+                self.hint_node = peer.node_id
         return 0
 
     cdef int advance(self, ballot_t ballot, slot_t commit_index) except -1:
@@ -124,14 +125,21 @@ cdef class Learner:
         return state.send(peer, FRAME_FETCH, 0, &head, sizeof(FetchHead))
 
     cdef Peer _source(self, slot_t slot):
-        """Whoever is connected and said to have the slot: the last one that gave a hint before the others."""
+        """The last one that gave a hint, or whose turn it is; else one that has the slot; else anybody connected.
+
+        Followers do not tell each other their commit_index, so one that seems to know nothing is asked as well: its
+        answer says what it has.
+        """
         cdef Peer peer = self.state.peer(self.hint_node)
-        if peer is not None and peer.connected and peer.commit_index >= slot:
+        cdef Peer found = None
+        if peer is not None and peer.connected:
             return peer
         for peer in self.state.peer_list:
-            if peer.connected and peer.commit_index >= slot:
-                return peer
-        return None
+            if peer.connected and (found is None or peer.commit_index >= slot):
+                found = peer
+                if peer.commit_index >= slot:
+                    break
+        return found
 
     cdef int _try_another_source(self) except -1:
         cdef list peers = self.state.peer_list
@@ -143,8 +151,9 @@ cdef class Learner:
                 start = index + 1
         for index in range(len(peers)):
             peer = peers[(start + index) % len(peers)]
-            if peer.connected and peer.commit_index >= self.fetch_slot:
+            if peer.connected:
                 self.hint_node = peer.node_id
+                self.source_failed = True
                 break
         return 0
 
@@ -281,6 +290,7 @@ cdef class Learner:
             self._try_another_source()
             self.waits = True
             return 0
+        self.source_failed = False
         for index in range(head.entry_count):
             check_batch(&entries[index], blocks + offset, size - offset, &header)
             if entries[index].flags != BATCH_COMMITTED:

@@ -105,9 +105,7 @@ class LeaderChoice:
 
     def progressed(self, address: str) -> None:
         """`address` answered as a leader does."""
-        if self._failures or self._redirects:
-            self._failures = self._redirects = 0
-            self._failed_ns.clear()
+        self._failures = self._redirects = 0
         if self.errors:
             self.errors.pop(address, None)
 

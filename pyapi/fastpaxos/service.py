@@ -80,6 +80,8 @@ class ClientService:
         self.replica: Replica | None = None
         self.writer = FrameWriter(0, 0, 0)
         self.queries_pending = 0
+        self.blocks_inflight = 0
+        """Blocks of connected clients that the core has taken and not answered yet."""
         self._config = config
         self._machine = machine
         self._status = status
@@ -114,7 +116,12 @@ class ClientService:
         else:
             status = replica.submit(block, (connection, request_id, WAIT_BLOCK, key))
         if status == OK:
-            connection.inflight_bytes += size - connection.inflight.get(key, 0)
+            known = connection.inflight.get(key)
+            if known is None:
+                self.blocks_inflight += 1
+                connection.inflight_bytes += size
+            else:
+                connection.inflight_bytes += size - known
             connection.inflight[key] = size
             if replica is not None and replica.window_is_filling:
                 self._pause(connection)
@@ -204,7 +211,7 @@ class ClientService:
             if connection.closed:
                 continue
             if what == WAIT_BLOCK:
-                connection.inflight_bytes -= connection.inflight.pop(detail, 0)
+                self._release(connection, detail)
                 leader = 0 if status == OK else self._leader_hint(status)
                 frame = make_reply(session_id, first_sequence, request_id, count, status, leader, slot_begin, results)
             elif what == WAIT_OPEN:
@@ -256,6 +263,14 @@ class ClientService:
         """The client is gone. What waits for it in the core comes back later and is dropped then."""
         self._paused.discard(connection)
         self._outgoing.pop(connection, None)
+        self.blocks_inflight -= len(connection.inflight)
+        connection.inflight.clear()
+
+    def _release(self, connection: ClientConnection, key: bytes) -> None:
+        size = connection.inflight.pop(key, None)
+        if size is not None:
+            self.blocks_inflight -= 1
+            connection.inflight_bytes -= size
 
     def _send(self, connection: ClientConnection, frame: bytes) -> None:
         self._outgoing.setdefault(connection, []).append(frame)

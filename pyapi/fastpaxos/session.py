@@ -338,9 +338,9 @@ class Session(PendingWork):
             raise FrameError(f"a session was opened with id {session_id!r}")
         self.session_id = session_id
         self._progressed()
-        if self._state is ConnectionState.OPENING:
-            self._state = READY
-            self._hold_until_ns = 0
+        # The request was made in OPENING, and leaving that state forgets it.
+        self._state = READY
+        self._hold_until_ns = 0
 
     def _handle_reply(self, reply: Reply, now_ns: int) -> None:
         block = self._inflight.get(reply.first_sequence)

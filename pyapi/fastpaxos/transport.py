@@ -15,7 +15,7 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Protocol, cast
 
@@ -229,12 +229,15 @@ class Connection(asyncio.BufferedProtocol):
 
     # the node's side
 
-    def send(self, buffers: Iterable[bytes]) -> None:
+    def send(self, buffers: list[bytes]) -> None:
         """Queue whole frames. Does nothing on a closed connection; drops a peer that does not read."""
         tcp = self.tcp
         if self.closed or tcp is None or tcp.is_closing():
             return
-        tcp.writelines(buffers)
+        if len(buffers) == 1:
+            tcp.write(buffers[0])
+        else:
+            tcp.writelines(buffers)
         if self.is_paused and self.kind == "peer":
             waiting_bytes = tcp.get_write_buffer_size()
             if waiting_bytes > self._owner.peer_queue_bytes_max:

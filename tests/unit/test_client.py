@@ -11,6 +11,7 @@ import pytest
 
 from fake_node import OTHER_CLUSTER_ID, FakeConnection, FakeNode, Submitted
 from fastpaxos.client import Client
+from fastpaxos.client_connection import ClientConnection
 from fastpaxos.errors import (
     Busy,
     Closed,
@@ -250,6 +251,22 @@ async def test_a_frame_of_another_cluster_ends_the_connection(node: FakeNode) ->
     async with client_of(node) as client:
         assert await client.execute(b"a") == b"a"
     assert len(node.submits) == 2
+
+
+async def test_a_connection_that_was_left_is_not_listened_to(node: FakeNode) -> None:
+    node.on_submit = ignore
+    async with client_of(node) as client:
+        future = client.submit(b"a", timeout=0.1)
+        await node.until(lambda: bool(node.submits))
+        left = ClientConnection(client, asyncio.get_running_loop())
+        late = node.connections[0].end.ok(node.submits[0])
+        left.get_buffer(len(late))[: len(late)] = late
+        left.buffer_updated(len(late))
+        left.connection_lost(None)
+        assert not future.done()
+        with pytest.raises(DeadlineExceeded):
+            await future
+    assert node.accepted == 1
 
 
 async def test_a_silent_node_is_left_for_another(node: FakeNode) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fastpaxos.config import (
     SETTINGS,
     Address,
@@ -16,7 +17,6 @@ from fastpaxos.config import (
     parse_address,
     parse_cluster,
 )
-
 from fastpaxos_core.errors import ConfigError
 
 CLUSTER = {1: "127.0.0.1:7001", 2: "127.0.0.1:7002", 3: "[::1]:7003"}

@@ -318,9 +318,7 @@ def run_with_fault(tmp_path, fault, inline):
     call = fault.split(":")[0]
     data, trace = tmp_path / "data", tmp_path / "trace"
     data.mkdir()
-    here = Path(__file__).parent
-    paths = [here, here.parent, here.parents[1] / "pyapi", here.parents[1]]
-    paths = [entry for entry in sys.path if "fastpaxos" in entry or "checked" in entry] + [str(path) for path in paths]
+    paths = [entry for entry in sys.path if entry] + [str(Path(__file__).parent)]
     run = subprocess.run(
         ["strace", "-f", "-qq", "-o", trace, "-e", f"trace={call}", "-e", f"inject={fault}", sys.executable, "-c",
          textwrap.dedent(CHILD), data, "inline" if inline else "thread"],

@@ -105,6 +105,18 @@ def test_only_the_late_commands_of_the_queue_are_dropped() -> None:
     assert [submitted.commands for submitted in sent] == [[b"a"], [b"m"]]
 
 
+def test_the_block_that_is_being_filled_goes_on_after_a_deadline() -> None:
+    driver = SessionDriver()
+    driver.submit(b"late", timeout_ms=50)
+    driver.submit(b"kept", timeout_ms=5_000)
+    driver.advance(60)
+    driver.submit(b"next")
+    driver.connect()
+    (request,) = driver.greet().controls
+    (sent,) = driver.receive(driver.opened(request["request_id"])).submits
+    assert sent.commands == [b"kept", b"next"]
+
+
 # --- cancellation -----------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +202,15 @@ def test_a_block_refused_at_its_first_attempt_is_not_applied_and_ends_the_sessio
     assert [message["op"] for message in sent.controls] == ["close_session", "open_session"]
     driver.refuse(second, ReplyStatus.OUT_OF_ORDER)
     assert driver.session.state is ConnectionState.OPENING
+
+
+def test_what_was_not_written_when_a_connection_ends_is_not_written_at_all() -> None:
+    driver = SessionDriver().open()
+    (sent,) = driver.submit(b"a").submits
+    refusal = driver.end.refuse(sent, ReplyStatus.TOO_LARGE)  # the session is to be closed there
+    sent_after = driver.receive(refusal + driver.control(op="leader_changed", leader_id=2, leader_address="b:2"))
+    assert not driver.session.is_connected
+    assert not sent_after.controls
 
 
 def test_a_block_refused_at_a_later_attempt_is_unknown() -> None:

@@ -1,4 +1,4 @@
-"""fastpaxos.transport and fastpaxos.handshake over loopback sockets: who may talk, and what breaks a connection."""
+"""fastpaxos.transport over loopback sockets: who may talk, and what breaks a connection."""
 
 from __future__ import annotations
 
@@ -14,117 +14,41 @@ from typing import Any
 import pytest
 
 from fastpaxos.config import NodeConfig
-from fastpaxos.handshake import HandshakeRefusedError, Hello, Identity, check_hello, check_peer
+from fastpaxos.handshake import Identity
 from fastpaxos.transport import Connection, Transport
 from fastpaxos_core.errors import ConfigError, FrameError
-from fastpaxos_core.wire import Frame, FrameSplitter, FrameType, FrameWriter, parse_mapping
+from fastpaxos_core.wire import Frame, FrameType, FrameWriter, parse_mapping
+from transport_helpers import (
+    CLIENT,
+    CLIENT_WRITER,
+    CLUSTER_ID,
+    INCARNATIONS,
+    MIB,
+    Clock,
+    Handler,
+    Stranger,
+    TransportNode,
+    client_of,
+    hello_bytes,
+    identity,
+    until,
+    writer_of,
+)
 
-MIB = 1024 * 1024
-CLUSTER_ID = bytes(range(16))
-INCARNATIONS = {1: 101, 2: 202, 3: 303}
-FOUNDED = {"cluster_id": CLUSTER_ID, "founding": b"record", "incarnations": INCARNATIONS}
-
-
-def identity(node_id: int, **changes: Any) -> Identity:
-    values = {"node_id": node_id, "boot": 1, "incarnation": INCARNATIONS.get(node_id, 9), "durability": "fsync"}
-    return Identity(**{**values, **FOUNDED, **changes})
-
-
-class Handler:
-    """Records what the transport tells its node; `event(name)` waits for the next of a kind."""
-
-    def __init__(self, own: Identity) -> None:
-        self.identity = own
-        self.queues: dict[str, asyncio.Queue[Any]] = {}
-        self.errors: list[BaseException] = []
-        self.on_peer_frame: Callable[[int, Frame], None] | None = None
-
-    def _put(self, name: str, value: Any) -> None:
-        self.queues.setdefault(name, asyncio.Queue()).put_nowait(value)
-
-    async def event(self, name: str) -> Any:
-        async with asyncio.timeout(20):
-            return await self.queues.setdefault(name, asyncio.Queue()).get()
-
-    def count(self, name: str) -> int:
-        return self.queues[name].qsize() if name in self.queues else 0
-
-    def client_hello(self) -> dict[str, Any]:
-        return self.identity.hello("node")
-
-    def peer_connected(self, connection: Connection, hello: Hello) -> None:
-        self._put("connected", (connection, hello))
-
-    def peer_disconnected(self, peer: int) -> None:
-        self._put("disconnected", peer)
-
-    def peer_refused(self, peer: int, reason: str, message: str) -> None:
-        self._put("refused", (peer, reason, message))
-
-    def peer_frame(self, peer: int, frame: Frame) -> None:
-        if self.on_peer_frame is not None:
-            self.on_peer_frame(peer, frame)
-        self._put("frame", (peer, frame))
-
-    def peer_control(self, peer: int, message: Mapping[str, Any]) -> None:
-        self._put("control", (peer, message))
-
-    def client_frame(self, connection: Connection, frame: Frame) -> None:
-        self._put("client_frame", (connection, frame))
-
-    def client_disconnected(self, connection: Connection) -> None:
-        self._put("client_disconnected", connection)
-
-    def failed(self, error: BaseException) -> None:
-        self.errors.append(error)
-        self._put("failed", error)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_ns = 0
-
-    def __call__(self) -> int:
-        return self.now_ns
-
-
-@dataclasses.dataclass
-class Node:
-    transport: Transport
-    handler: Handler
-    clock: Clock
-    tasks: list[asyncio.Task[None]]
-
-    @property
-    def port(self) -> int:
-        assert self.transport.address is not None
-        return self.transport.address.port
-
-    def dial(self, peer: int) -> None:
-        self.tasks.append(asyncio.ensure_future(self.transport.dial_forever(peer)))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop turn until `condition` holds; for what no event tells."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
-
-
-StartNode = Callable[..., Awaitable[Node]]
+StartNode = Callable[..., Awaitable[TransportNode]]
 
 
 @pytest.fixture
 async def start_node() -> AsyncIterator[StartNode]:
-    nodes: list[Node] = []
+    nodes: list[TransportNode] = []
 
     async def start(
         node_id: int, *, ports: Mapping[int, int] | None = None, own: Identity | None = None, **settings: Any
-    ) -> Node:
+    ) -> TransportNode:
         cluster = {member: f"127.0.0.1:{(ports or {}).get(member, member)}" for member in (1, 2, 3)}
         config = NodeConfig(node_id=node_id, cluster=cluster, data_dir="unused", listen="127.0.0.1:0", **settings)
         handler, clock = Handler(own or identity(node_id)), Clock()
-        node = Node(Transport(config, handler, random=Random(node_id), clock_ns=clock), handler, clock, [])
+        node = TransportNode(Transport(config, handler, random=Random(node_id), clock_ns=clock), handler, clock, [])
         await node.transport.start()
         nodes.append(node)
         return node
@@ -137,64 +61,6 @@ async def start_node() -> AsyncIterator[StartNode]:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         assert node.handler.errors == []
-
-
-class Stranger:
-    """A raw socket on the other side of a node."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-        self._splitter = FrameSplitter(MIB, 8 * MIB)
-        self._frames: list[Frame] = []
-
-    @classmethod
-    async def connect(cls, node: Node) -> Stranger:
-        return cls(*await asyncio.open_connection("127.0.0.1", node.port))
-
-    async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def frame(self) -> Frame:
-        while not self._frames:
-            async with asyncio.timeout(20):
-                data = await self.reader.read(65536)
-            assert data, "the connection was closed"
-            self._frames += self._splitter.feed(data)
-        return self._frames.pop(0)
-
-    async def closed(self) -> None:
-        """Wait until the node has closed the connection; what it still sends is dropped."""
-        async with asyncio.timeout(20):
-            with contextlib.suppress(ConnectionError):
-                while await self.reader.read(65536):
-                    pass
-        self.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self.writer.wait_closed()
-
-    async def close(self) -> None:
-        self.writer.close()
-        await self.closed()
-
-
-def writer_of(own: Identity) -> FrameWriter:
-    return FrameWriter(own.node_id, own.incarnation, own.boot, own.cluster_id)
-
-
-def hello_bytes(own: Identity, kind: str = "peer", **changes: Any) -> bytes:
-    return writer_of(own).hello({**own.hello(kind), **changes})
-
-
-CLIENT = Identity(node_id=0, boot=0, incarnation=77, durability="")
-CLIENT_WRITER = FrameWriter(0, 77, 0, CLUSTER_ID)
-
-
-async def client_of(node: Node) -> Stranger:
-    client = await Stranger.connect(node)
-    await client.send(hello_bytes(CLIENT, "client"))
-    assert (await client.frame()).type == FrameType.HELLO
-    return client
 
 
 # Peers
@@ -625,24 +491,3 @@ async def test_warnings_about_strangers_are_limited(start_node: StartNode, caplo
     await stranger.send(b"garbage")
     await stranger.closed()
     assert "5 more connection problems were not logged" in caplog.text
-
-
-# Sans-I/O
-
-
-@pytest.mark.parametrize("key", [key for key in identity(2).hello("peer") if key != "features"])
-def test_every_field_of_a_hello_is_needed(key: str) -> None:
-    mapping = identity(2).hello("peer")
-    assert check_hello(mapping).node_id == 2
-    del mapping[key]
-    with pytest.raises(FrameError, match=f"hello has {key}=None"):
-        check_hello(mapping)
-
-
-def test_an_older_peer_whose_range_overlaps_is_accepted() -> None:
-    cluster = {1: "a:1", 2: "b:1"}
-    hello = check_hello({**identity(2).hello("peer"), "protocol_min": 0, "protocol_max": 9, "unknown_key": 1})
-    check_peer(identity(1), hello, cluster)
-    with pytest.raises(HandshakeRefusedError) as caught:
-        check_peer(identity(1), dataclasses.replace(hello, protocol_max=0), cluster)
-    assert caught.value.reason == "protocol"
