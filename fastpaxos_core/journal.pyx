@@ -444,20 +444,20 @@ cdef class Journal:
                         or self.index.is_superseded(read.position, descriptor.slot_begin, descriptor.slot_end)
                         or not piece.is_readable(record, data)):
                     break
-            elif read.has_wanted:
-                # A later record of this slot is unreadable: nothing but its very value will do, wherever it stands.
-                record = piece.find_value(&read.wanted, data)
-                if record < 0:
-                    break
-                descriptor = &piece.descriptors[record]
-            elif descriptor.slot_begin != slot or piece.is_superseded(record):
+            else:
                 read.outcome = READ_CORRUPT
-                break
-            elif not piece.is_readable(record, data):
-                read.outcome = READ_CORRUPT
-                read.has_wanted = True
-                read.wanted = descriptor[0]
-                break
+                if not read.has_wanted:
+                    if descriptor.slot_begin != slot or piece.is_superseded(record):
+                        break
+                    if not piece.is_readable(record, data):
+                        read.has_wanted = True
+                        read.wanted = descriptor[0]
+                if read.has_wanted:
+                    # The last record of this slot is unreadable: only its very value will do, wherever it stands.
+                    record = piece.find_value(&read.wanted, data)
+                    if record < 0:
+                        break
+                    descriptor = &piece.descriptors[record]
             batches.append(StoredBatch.make(descriptor, data, piece.offsets[record]))
             read.outcome = READ_FOUND
             if read.has_wanted:

@@ -8,8 +8,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fastpaxos.connection import Connection
 from fastpaxos.handshake import Hello, Identity
-from fastpaxos.transport import Connection, Transport
+from fastpaxos.transport import Transport
 from fastpaxos_core.wire import Frame, FrameSplitter, FrameType, FrameWriter
 
 MIB = 1024 * 1024

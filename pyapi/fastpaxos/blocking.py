@@ -61,6 +61,7 @@ class BlockingClient:
         self._inbox: list[tuple[bytes, _CommandFuture, int]] = []
         self._inbox_charge = 0
         self._is_woken = False
+        self._has_ended = False
         self._is_closed = False
         self._process_id = os.getpid()
         self._thread: threading.Thread | None = None
@@ -130,6 +131,8 @@ class BlockingClient:
         future = _CommandFuture()
         charge = len(command) + COMMAND_CHARGE
         with self._lock:
+            if self._has_ended:
+                raise Closed("the client was closed; open a new one")
             if self._inbox and self._inbox_charge + charge > client.room_bytes:
                 raise Busy(
                     f"{self._inbox_charge} bytes wait to be taken over and there is room for {client.room_bytes}; "
@@ -254,7 +257,6 @@ class BlockingClient:
             self._opened.set_result(None)
             if not self._is_closed:
                 await self._stop.wait()
-            self._take_inbox()
 
     def _request_stop(self) -> None:
         if self._stop is not None:
@@ -273,6 +275,7 @@ class BlockingClient:
 
     def _fail_inbox(self) -> None:
         with self._lock:
+            self._has_ended = True
             inbox, self._inbox = self._inbox, []
         for _, future, _ in inbox:
             future.set_exception(Closed("the client was closed; the command was never sent"))

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 NS_PER_MS = 1_000_000
 INLINE_SYNC_NS_MAX = 1_000_000
-# About four small commands, and the blocks of clients that may be unanswered: with more of either, the thread is better,
-# because what comes in during its sync makes the next group larger.
+# About four small commands, and the blocks of clients that may be unanswered. With more of either the thread is
+# better, because what comes in during its sync makes the next group larger.
 INLINE_WRITE_BYTES_MAX = 1024
 INLINE_BLOCKS_MAX = 2
 
@@ -90,8 +90,9 @@ class Driver:
         self._is_awake = False
         self._is_stopped = False
         self._run: BatchRun | None = None
-        self._write_started_ns = 0
+        self._write_started_ns: int | None = None
         self._wrote_since_tick = False
+        self._unreadable_slot = 0
 
     def wake(self) -> None:
         """Something came in: take a turn as soon as the loop has read what else is there."""
@@ -105,7 +106,7 @@ class Driver:
 
     def write_stalled_ns(self, now_ns: int) -> int:
         """How long the write that is under way has taken so far; 0 if there is none."""
-        return now_ns - self._write_started_ns if self._write_started_ns else 0
+        return 0 if self._write_started_ns is None else now_ns - self._write_started_ns
 
     @property
     def is_mid_batch(self) -> bool:
@@ -144,7 +145,7 @@ class Driver:
         if self._run is None:
             service.answer_queries()
         service.flush()
-        if has_more or (not self._write_started_ns and replica.journal.has_pending):
+        if has_more or (self._write_started_ns is None and replica.journal.has_pending):
             self.wake()
 
     # 1. Journal
@@ -163,7 +164,7 @@ class Driver:
         self._storage.write(write, partial(self._written, write.ticket))
 
     def _written(self, ticket: int, error: OSError | None) -> None:
-        self._write_started_ns = 0
+        self._write_started_ns = None
         if self._is_stopped:
             return
         if error is not None:
@@ -181,7 +182,7 @@ class Driver:
 
     def write_marker(self) -> None:
         """Nothing was written for a whole tick: name the durable point on disk. Nobody waits for this write."""
-        if self._is_stopped or self._write_started_ns:
+        if self._is_stopped or self._write_started_ns is not None:
             return
         if self._wrote_since_tick:
             self._wrote_since_tick = False
@@ -215,7 +216,7 @@ class Driver:
             data = future.result()
         elif isinstance(error, OSError):
             # Unreadable here is not lost: the core asks its peers for what the journal does not give.
-            logger.warning("cannot read back %r: %s", read, error)
+            self._tell_unreadable(read, str(error))
         else:
             self._fail(error)
             return
@@ -224,7 +225,21 @@ class Driver:
         except Exception as problem:
             self._fail(problem)
             return
+        if read.is_corrupt:
+            self._tell_unreadable(read, "the record is corrupt")
         self.wake()
+
+    def _tell_unreadable(self, read: JournalRead, why: str) -> None:
+        """Once per slot: the core asks for it again and again until a peer has sent it."""
+        if read.slot != self._unreadable_slot:
+            self._unreadable_slot = read.slot
+            logger.error(
+                "journal: slot %d cannot be read back from %s at offset %d (%s); it is fetched from the other members",
+                read.slot,
+                read.segment_name,
+                read.offset,
+                why,
+            )
 
     # 4. Apply
 

@@ -19,11 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from fastpaxos.client import Client
 from fastpaxos.client_connection import ClientConnection, open_tcp
 from fastpaxos.config import Address, NodeConfig, parse_address
+from fastpaxos.connection import Connection
 from fastpaxos.driver import Driver
 from fastpaxos.errors import Closed
 from fastpaxos.founding_driver import FoundingDriver
@@ -34,7 +35,7 @@ from fastpaxos.statemachine import StateMachine
 from fastpaxos.status import node_status
 from fastpaxos.storage import Storage
 from fastpaxos.switchboard import Switchboard
-from fastpaxos.transport import Connection, Transport
+from fastpaxos.transport import Transport
 from fastpaxos_core.founding import Founding, FoundingRecord
 from fastpaxos_core.replica import Replica
 from fastpaxos_core.wire import FrameWriter
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.010
 NS_PER_MS = 1_000_000
 READ_THREADS = 2
+
+Result = TypeVar("Result")
 
 
 class Node:
@@ -152,11 +155,9 @@ class Node:
     # The runner: one task from start to end
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         config = self.config
         try:
-            storage = await loop.run_in_executor(
-                None,
+            storage = await _in_thread(
                 partial(
                     Storage.open,
                     config.data_dir,
@@ -164,6 +165,7 @@ class Node:
                     durability=config.durability,
                     segment_bytes=config.segment_bytes,
                 ),
+                undo=Storage.close,
             )
             self._storage = storage
             try:
@@ -268,12 +270,11 @@ class Node:
         record: FoundingRecord,
     ) -> None:
         """Everything durable is there or is made now: the record first, then the journal; then take part."""
-        loop = asyncio.get_running_loop()
         config = self.config
-        await loop.run_in_executor(None, storage.found, record)
+        await _in_thread(partial(storage.found, record))
         started_ns = time.monotonic_ns()
-        journal, recovery = await loop.run_in_executor(None, storage.open_journal)
-        storage.start(loop, self._fail)
+        journal, recovery = await _in_thread(storage.open_journal)
+        storage.start(asyncio.get_running_loop(), self._fail)
         replica = Replica(
             node_id=config.node_id,
             boot=storage.identity.boot,
@@ -303,8 +304,14 @@ class Node:
             storage.journal_bytes,
             (time.monotonic_ns() - started_ns) // NS_PER_MS,
             recovery.commit_index,
-            "" if replica.voting else "; its promises were lost, so it does not vote",
+            f"; unreadable above that: {recovery.unknown}" if recovery.unknown else "",
         )
+        if not replica.voting:
+            logger.warning(
+                "node %d: the end of the journal is corrupt, so promises may be lost: it follows and applies, and does "
+                "not vote any more; replace it",
+                config.node_id,
+            )
         self._driver = Driver(
             replica,
             storage,
@@ -404,3 +411,16 @@ class Node:
             raise ConnectionRefusedError(f"node {self.config.node_id} is closing")
         protocol = protocol_factory()
         return connect_locally(asyncio.get_running_loop(), protocol, Connection(transport)), protocol
+
+
+async def _in_thread(work: Callable[[], Result], undo: Callable[[Result], object] | None = None) -> Result:
+    """Run blocking work in a thread. If this is cancelled it waits for the work all the same, because two threads must
+    not work on one directory, and takes back what it did with `undo`."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait((future,))
+        if undo is not None and future.exception() is None:
+            undo(future.result())
+        raise

@@ -151,7 +151,7 @@ class ClientService:
         op = message.get("op")
         request_id = message.get("request_id", 0)
         if isinstance(request_id, bool) or not isinstance(request_id, int) or not 0 <= request_id < 2**64:
-            raise FrameError(f"control message {op!r} has request_id={request_id!r}; expected a whole number")
+            raise FrameError(f"a control message has request_id={request_id!r}; expected a whole number")
         if op == "open_session":
             self._open_session(connection, request_id, message)
         elif op == "close_session":
@@ -162,7 +162,7 @@ class ClientService:
         elif op == "ping":
             self._send(connection, self.writer.control({"op": "pong", "request_id": request_id}))
         else:
-            self._control_error(connection, request_id, MALFORMED, f"unknown control message {op!r}")
+            self._control_error(connection, request_id, MALFORMED, f"unknown control message {repr(op)[:100]}")
         self._changed()
 
     def _open_session(self, connection: ClientConnection, request_id: int, message: Mapping[str, Any]) -> None:

@@ -11,12 +11,13 @@ from random import Random
 from typing import Any
 
 from fastpaxos.config import NodeConfig
+from fastpaxos.connection import Connection
 from fastpaxos.driver import Driver
 from fastpaxos.election import ELECTION_OPS, Action, Decision, Election
 from fastpaxos.founding_driver import FoundingDriver
 from fastpaxos.handshake import Hello, Identity
 from fastpaxos.service import ClientConnection, ClientService
-from fastpaxos.transport import Connection, Transport
+from fastpaxos.transport import Transport
 from fastpaxos_core.errors import ConfigError, FrameError
 from fastpaxos_core.founding import FoundingRecord
 from fastpaxos_core.replica import Replica

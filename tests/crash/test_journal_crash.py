@@ -17,6 +17,7 @@ from journal_model import (
     check_readable,
     covered,
     open_journal,
+    read_slot,
     recovered_state,
     segment_names,
 )
@@ -309,6 +310,9 @@ def test_truncated_newest_segment_leaves_the_promise_unknown_until_repaired():
     assert result is not None
     image, journal, recovery = result
     assert not recovery.promised_known
+    image = image.crash()
+    journal, recovery = open_journal(image, 2, history.segment_bytes)
+    assert not recovery.promised_known
     # The node goes on as a learner; what it writes says that the promise is only a lower bound.
     assert not journal.promised_known
     life = History(random.Random(1), image, journal, history.segment_bytes, boot=2)
@@ -345,6 +349,8 @@ def test_corrupt_record_is_never_replaced_by_an_older_value():
         name, offset, data = writes_of(history)[1]
         place = 20 if part == "head" else len(data) - 1
         directory.overwrite(name, offset + place, bytes([data[place] ^ 1]))
+        # Neither by the running node, whose index still knows all three writes as one piece, nor after a restart.
+        assert read_slot(history.journal, directory, 1) == []
         journal, recovery = open_journal(directory, 2)
         assert recovery.commit_index == 1
         read = journal.locate(1)
@@ -384,6 +390,54 @@ def test_same_value_of_an_older_record_stands_in_for_a_corrupt_one():
     assert read is not None
     assert history.journal.parse(read, directory.read(name, read.offset, read.length)) == []
     check_readable(history.journal, directory, {1: value}, 1)
+
+
+@pytest.mark.parametrize("entry_bytes", [512, 1 << 20])
+@pytest.mark.parametrize("first_is_same", [False, True])
+def test_other_value_of_an_older_record_is_passed_over(entry_bytes, first_is_same):
+    directory = MemoryDirectory()
+    history = History(random.Random(3), directory, open_journal(directory, 1)[0])
+    history.journal.index.entry_bytes_min = entry_bytes
+    chosen, other, another = (history.make_batch(1, 1, 1) for _ in range(3))
+    for ballot, batch in enumerate([chosen if first_is_same else another, other, chosen], 1):
+        history.state = State(ballot, 0, history.state.batches)
+        history.append(batch)
+        history.write()
+    name, offset, data = writes_of(history)[2]
+    directory.overwrite(name, offset + len(data) - 1, bytes([data[-1] ^ 1]))
+    if first_is_same:
+        check_readable(history.journal, directory, {1: chosen}, 1)
+    else:
+        assert read_slot(history.journal, directory, 1) == []
+
+
+def three_writes() -> tuple[MemoryDirectory, list[tuple[str, int, bytes]]]:
+    directory = MemoryDirectory()
+    history = History(random.Random(3), directory, open_journal(directory, 1)[0])
+    for slot, count in ((1, 1), (2, 1), (4, 2)):
+        history.append(history.make_batch(slot, count, 1))
+        history.write()
+    history.marker()
+    return directory, writes_of(history)
+
+
+def test_what_is_accepted_again_behind_a_corrupt_record_is_known():
+    directory, places = three_writes()
+    directory.overwrite(places[1][0], places[1][1], b"\xff" * 64)
+    _, recovery = open_journal(directory, 2)
+    assert recovery.unknown == [(1, 4), (6, SLOT_INFINITY)]
+    assert [batch.slot_begin for batch in recovery.batches] == [4]
+    assert recovery.promised_known
+
+
+def test_corrupt_block_makes_only_its_own_slots_unknown():
+    directory, places = three_writes()
+    name, offset, data = places[1]
+    directory.overwrite(name, offset + len(data) - 1, bytes([data[-1] ^ 1]))
+    _, recovery = open_journal(directory, 2)
+    assert recovery.unknown == [(2, 3)]
+    assert [batch.slot_begin for batch in recovery.batches] == [1, 4]
+    assert len(recovery.problems) == 1
 
 
 def test_files_of_another_directory_are_refused_by_name():

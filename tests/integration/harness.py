@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from time import monotonic_ns
@@ -32,6 +33,7 @@ CALL_TIMEOUT_S = 60.0
 STATUS_TIMEOUT_S = 0.5
 POLL_INTERVAL_S = 0.01
 BLOCK_COMMANDS = 16
+PROGRESS_CALLS = 10
 PAUSE_S = 0.002
 # More than two election timeouts: whoever wants to campaign because of a silence has tried.
 SILENCE_MS = 1_000
@@ -67,10 +69,12 @@ class FaultCluster(ClusterProcess):
 class Worker:
     """One task of the load: the same kind of call again and again."""
 
-    def __init__(self, name: str, client: Client, call: Callable[[Client, str], Awaitable[WriteCall | ReadCall]]) -> None:
+    def __init__(
+        self, name: str, client: Client, call: Callable[[Client, str], Awaitable[WriteCall | ReadCall]]
+    ) -> None:
         self.name = name
-        self.answered_since_ns = 0
-        """When the last call was invoked that has an answer."""
+        self.invoked_ns: list[int] = []
+        """When each call began that has an answer; ascending."""
         self._client = client
         self._call = call
 
@@ -79,7 +83,7 @@ class Worker:
             call = await self._call(self._client, self.name)
             if call.error is not None:
                 raise call.error
-            self.answered_since_ns = call.invoked_ns
+            self.invoked_ns.append(call.invoked_ns)
             # A full load would only take the processors away from replicas that are starting.
             await asyncio.sleep(PAUSE_S)
 
@@ -113,8 +117,12 @@ class Load:
                 task.result()
 
     def waiting_since(self, mark_ns: int) -> list[str]:
-        """The workers none of whose calls that began after `mark_ns` has been answered."""
-        return [worker.name for worker in self.workers if worker.answered_since_ns < mark_ns]
+        """The workers that have too few answers to calls that began after `mark_ns`."""
+        return [
+            worker.name
+            for worker in self.workers
+            if len(worker.invoked_ns) - bisect_left(worker.invoked_ns, mark_ns) < PROGRESS_CALLS
+        ]
 
     async def stop(self) -> None:
         """Let every worker end its last call."""
@@ -173,6 +181,8 @@ class Scenario:
         self.cluster = cluster
         self.history = history
         self.load = load
+        self.steps = ["the cluster starts"]
+        """What the test did so far, for its failure."""
         self._monitor = monitor
 
     @property
@@ -185,6 +195,10 @@ class Scenario:
         """The proxies between the replicas."""
         assert self.cluster.network is not None, "this scenario has no proxies"
         return self.cluster.network
+
+    def step(self, text: str) -> None:
+        """Note what the test does now."""
+        self.steps.append(text)
 
     def others(self, *node_ids: int) -> list[int]:
         """All members but these."""
@@ -228,7 +242,7 @@ class Scenario:
         return leader
 
     async def progress(self) -> None:
-        """Wait until every worker of the load has an answer to a call that began after now."""
+        """Wait until every worker of the load has answers to some calls that began after now."""
         mark_ns = monotonic_ns()
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -281,9 +295,7 @@ class Scenario:
         statuses = await self.settle()
         codes = await asyncio.to_thread(self.cluster.stop)
         assert set(codes.values()) == {0}, f"exit codes {codes}"
-        logs = {
-            entry["id"]: read_log(self.cluster.data_dir(entry["id"]), entry["applied_index"]) for entry in statuses
-        }
+        logs = {entry["id"]: read_log(self.cluster.data_dir(entry["id"]), entry["applied_index"]) for entry in statuses}
         log = check_replicas_agree(logs, {entry["id"]: entry["digest"] for entry in statuses})
         self.history.check(log)
         return log
@@ -294,6 +306,7 @@ async def running(folder: Path, replicas: int = 3, *, proxies: bool = False) -> 
     """A cluster under load in `folder`; with `proxies`, its members reach each other through a FaultNetwork only."""
     cluster = FaultCluster(folder, replicas)
     history = CallHistory()
+    steps: list[str] = []
     try:
         async with asyncio.timeout(SCENARIO_TIMEOUT_S), contextlib.AsyncExitStack() as stack:
             if proxies:
@@ -305,10 +318,12 @@ async def running(folder: Path, replicas: int = 3, *, proxies: bool = False) -> 
             load = Load(clients[1:], history)
             stack.push_async_callback(load.cancel)
             scenario = Scenario(cluster, clients[0], load, history)
+            steps = scenario.steps
             load.start()
             await scenario.progress()
             yield scenario
+            scenario.step("the load ends and the journals are read")
             await scenario.verify()
     except Exception as error:
-        error.add_note(cluster.logs())
+        error.add_note("\n".join(["steps of the test:", *steps, cluster.logs()]))
         raise

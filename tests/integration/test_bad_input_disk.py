@@ -74,8 +74,8 @@ async def test_serve_refuses_directories_that_are_in_use_or_not_its_own(tmp_path
         assert f"data_dir {foreign} is not empty ('thesis.txt' among others)" in strange[1]
         assert int.from_bytes(await client.execute(b"still here"), "little") == 1
     assert [path.name for path in foreign.iterdir() if path.name != "lock"] == ["thesis.txt"]
-    code, text = await serve_to_the_end(*other, "--data-dir", tmp_path / "1")
-    assert (code, text) == (2, f"error: data_dir {tmp_path / '1'} belongs to node 1, not to node 2\n")
+    with pytest.raises(ConfigError, match=f"^data_dir {tmp_path / '1'} belongs to node 1, not to node 2$"):
+        await Node(cluster.config(2, cluster={2: f"127.0.0.1:{port}"}, data_dir=tmp_path / "1"), HashChain()).start()
 
 
 async def test_a_directory_of_another_cluster_takes_no_part_and_harms_nothing(tmp_path: Path) -> None:
@@ -358,7 +358,10 @@ async def test_an_untrustworthy_directory_is_refused_by_name_and_left_alone(tmp_
     cluster = LocalCluster(tmp_path, 1, **SMALL_SEGMENTS)
     async with cluster, cluster.client() as client:
         await execute_one_by_one(client, commands)
-    assert len(segments(tmp_path / "1")) >= 2
+    async with cluster:
+        # The segment that a start makes is known to the identity file.
+        await cluster.wait_for_leader()
+    assert len(segments(tmp_path / "1")) >= 3
     for number, (spoil, kind, message) in enumerate(UNTRUSTED):
         copy = tmp_path / f"copy {number}"
         shutil.copytree(tmp_path / "1", copy)
@@ -389,22 +392,27 @@ def faulty_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyDisk:
     return disk
 
 
-async def test_a_replica_stops_when_its_disk_fails_and_comes_back_when_it_is_well(
-    tmp_path: Path, faulty_disk: FaultyDisk
-) -> None:
+async def until_dead(cluster: ClusterProcess, node_id: int) -> str:
+    """Wait until a replica has ended by itself; returns how, and the end of its log."""
+    await until(lambda: node_id not in cluster.running())
+    with pytest.raises(ReplicaDied) as died:
+        cluster.check_running()
+    return str(died.value)
+
+
+async def test_a_replica_whose_disk_fails_stops_and_costs_nothing(tmp_path: Path, faulty_disk: FaultyDisk) -> None:
     commands: list[bytes] = []
 
     async def execute(client: Client, name: str) -> None:
-        batch = [*numbered(name, 10), bytes(100_000)]
-        await execute_one_by_one(client, batch)
-        commands.extend(batch)
+        more = [*numbered(name, 5), bytes(100_000)]
+        await execute_one_by_one(client, more)
+        commands.extend(more)
 
     def no_more_room(process_id: int) -> None:
         resource.prlimit(process_id, resource.RLIMIT_FSIZE, (64 << 10, 64 << 10))
 
     faults: list[tuple[Callable[[int], None], str]] = [
-        (lambda pid: faulty_disk.fail("fdatasync", errno.EIO, pid), "syncing failed: Input/output error"),
-        (lambda pid: faulty_disk.fail("pwritev", errno.ENOSPC, pid), "writing failed: No space left on device"),
+        (lambda process_id: faulty_disk.fail("fdatasync", errno.EIO, process_id), "syncing failed: Input/output error"),
         (no_more_room, "writing failed: File too large"),
     ]
     with ClusterProcess(tmp_path, 3) as cluster:
@@ -414,20 +422,9 @@ async def test_a_replica_stops_when_its_disk_fails_and_comes_back_when_it_is_wel
                 leader = client.leader_id
                 fail(cluster.pid(leader))
                 await execute(client, what)
-                await until(lambda leader=leader: leader not in cluster.running())
-                with pytest.raises(ReplicaDied) as died:
-                    cluster.check_running()
-                assert f"replica {leader} (process {cluster.pid(leader)}) ended with code 1" in str(died.value)
-                assert f"{what}; this node must stop: '{cluster.data_dir(leader)}/journal-" in str(died.value)
-                if what.startswith("writing failed: No space"):
-                    # Still no room: it cannot even begin, and says so again.
-                    faulty_disk.fail("fallocate", errno.ENOSPC)
-                    cluster.start(leader)
-                    await until(lambda leader=leader: leader not in cluster.running())
-                    with pytest.raises(ReplicaDied, match="reserving room for it failed: No space left on device"):
-                        cluster.check_running()
-                if not what.endswith("File too large"):
-                    faulty_disk.heal()
+                ending = await until_dead(cluster, leader)
+                assert f"replica {leader} (process {cluster.pid(leader)}) ended with code 1" in ending
+                assert f"{what}; this node must stop: '{cluster.data_dir(leader)}/journal-" in ending
                 cluster.start(leader)
                 await execute(client, f"{what}, and after")
             statuses = await settled_statuses(client, cluster)
@@ -435,27 +432,40 @@ async def test_a_replica_stops_when_its_disk_fails_and_comes_back_when_it_is_wel
         assert all(status["voting"] for status in statuses)
 
 
-async def test_nothing_is_acknowledged_after_a_failed_sync(tmp_path: Path, faulty_disk: FaultyDisk) -> None:
-    sure, doubtful = numbered("sure", 20), b"perhaps"
+async def test_nothing_is_acknowledged_after_a_failure_and_all_is_there_when_the_disk_is_well(
+    tmp_path: Path, faulty_disk: FaultyDisk
+) -> None:
+    """A cluster of one: nobody else can save it."""
+    sure = numbered("sure", 10)
+    possible = [sure]
     with ClusterProcess(tmp_path, 1) as cluster:
         async with Client(cluster.cluster, timeout=30) as client:
             await execute_one_by_one(client, sure)
-            faulty_disk.fail("fdatasync", errno.EIO)
-            with pytest.raises(fastpaxos.OutcomeUnknown):
-                await client.execute(doubtful, timeout=0.5)
-            await until(lambda: not cluster.running())
-            with pytest.raises(ReplicaDied, match=r"ended with code 1(?s:.*)syncing failed: Input/output error"):
-                cluster.check_running()
-            # A disk that cannot be read is no empty disk, and is named.
-            faulty_disk.fail("pread", errno.EIO)
-            cluster.start(1)
-            await until(lambda: not cluster.running())
-            with pytest.raises(ReplicaDied, match=r"ended with code 1(?s:.*)replica-1/journal-\w+\.segment"):
-                cluster.check_running()
-            faulty_disk.heal()
-            cluster.start(1)
+            for call, number, at_start, while_running, at_next_start in (
+                ("fdatasync", errno.EIO, "pread", "syncing failed: Input/output error", "Input/output error"),
+                ("pwritev", errno.ENOSPC, "fallocate", "writing failed: No space left", "reserving room for it failed"),
+            ):
+                faulty_disk.fail(call, number)
+                doubtful = b"perhaps " + call.encode()
+                with pytest.raises(fastpaxos.OutcomeUnknown):
+                    await client.execute(doubtful, timeout=0.5)
+                possible += [[*commands, doubtful] for commands in possible]
+                ending = await until_dead(cluster, 1)
+                assert "ended with code 1" in ending
+                assert while_running in ending
+                # Not well yet: it cannot begin, and says on which file.
+                faulty_disk.fail(at_start, number)
+                cluster.start(1)
+                ending = (await until_dead(cluster, 1)).splitlines()[-1]
+                assert ending.startswith("error: OSError: ")
+                assert at_next_start in ending
+                assert f"{cluster.data_dir(1)}/journal-0" in ending
+                faulty_disk.heal()
+                cluster.start(1)
+            # The client of before sends again what it has no answer to, then this.
+            await client.execute(b"well again")
             statuses = await settled_statuses(client, cluster)
-            assert digests(statuses) <= {chain_digest(sure), chain_digest([*sure, doubtful])}
+        assert digests(statuses) <= {chain_digest([*commands, b"well again"]) for commands in possible}
 
 
 async def test_what_cannot_be_read_back_comes_from_another_node(

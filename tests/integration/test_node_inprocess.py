@@ -110,8 +110,8 @@ async def test_the_next_leader_takes_over_and_the_old_one_catches_up(tmp_path: P
 
 
 async def test_a_node_that_lags_by_more_than_memory_is_served_from_the_journal(tmp_path: Path) -> None:
-    small = {"log_memory_bytes": 1 << 20, "window_slots": 4096, "commands_per_block_max": 1024}
-    async with LocalCluster(tmp_path, **small) as cluster, cluster.client() as client:
+    small = LocalCluster(tmp_path, log_memory_bytes=1 << 20, window_slots=4096, commands_per_block_max=1024)
+    async with small as cluster, cluster.client() as client:
         await cluster.wait_for_leader()
         late = cluster.followers()[0].config.node_id
         await cluster.stop(late)
@@ -181,21 +181,20 @@ async def test_a_failing_sync_stops_the_node_and_nothing_else(
 
 
 async def test_the_error_that_stopped_a_node_leaves_its_async_with(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    config = NodeConfig(node_id=1, cluster={1: f"127.0.0.1:{port}"}, data_dir=tmp_path / "1")
-
-    async def fill_the_disk(reraise: bool) -> None:
+    async def fill_the_disk(name: str, error: Exception | None = None) -> None:
+        (port,) = free_ports(1)
+        config = NodeConfig(node_id=1, cluster={1: f"127.0.0.1:{port}"}, data_dir=tmp_path / name)
         async with Node(config, Register()) as node:
             async with node.client(timeout=0.5) as client:
                 with pytest.raises(fastpaxos.OutcomeUnknown):
                     await client.execute(b"full")
-            if reraise:
-                raise KeyError
+            if error is not None:
+                raise error
 
     with pytest.raises(OSError, match="no space left"):
-        await fill_the_disk(reraise=False)
+        await fill_the_disk("1")
     with pytest.raises(KeyError):  # what the body raised comes first
-        await fill_the_disk(reraise=True)
+        await fill_the_disk("2", KeyError())
 
 
 async def test_a_member_whose_disk_was_lost_is_refused_and_stops(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from fake_node import FakeConnection, FakeNode, Submitted
-from fastpaxos.blocking import BlockingClient
+from fastpaxos.blocking import BlockingClient, _CommandFuture
 from fastpaxos.errors import Busy, Closed, CommandError, ConfigError, ConnectionLost, DeadlineExceeded, TooLarge
 from fastpaxos_core.results import CommandFailure
 
@@ -169,6 +169,26 @@ def test_cancelling_a_future(server: ThreadedNode) -> None:
         assert client.execute(b"after") == b"after"
     assert server.node.applied_commands() == [b"sent", b"after"]
     assert sent.cancelled()
+
+
+def test_a_future_may_be_cancelled_while_it_is_being_answered() -> None:
+    future = _CommandFuture()
+    assert future.cancel()
+    future.set_result(b"too late")
+    assert future.cancelled()
+    other = _CommandFuture()
+    assert other.cancel()
+    other.set_exception(Busy("too late"))
+    assert other.cancelled()
+
+
+def test_a_submission_that_races_with_the_end_is_refused(server: ThreadedNode) -> None:
+    client = client_of(server)
+    with client:
+        client.execute(b"a")
+    client._is_closed = False  # as a thread sees it that looked just before the close
+    with pytest.raises(Closed):
+        client.submit(b"b")
 
 
 def test_an_interrupt_leaves_the_client_usable(server: ThreadedNode) -> None:

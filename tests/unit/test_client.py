@@ -241,6 +241,13 @@ async def test_garbage_from_a_server_is_survived(node: FakeNode, garbage: bytes)
     assert node.accepted == 3
 
 
+async def test_garbage_is_named_in_the_error(node: FakeNode) -> None:
+    node.on_connect = lambda connection: connection.send(b"\0" * 200) is not None
+    async with client_of(node) as client:
+        with pytest.raises(NoLeader, match="magic"):
+            await client.execute(b"a", timeout=0.1)
+
+
 async def test_a_frame_of_another_cluster_ends_the_connection(node: FakeNode) -> None:
     def answer(connection: FakeConnection, submitted: Submitted) -> None:
         if len(node.submits) == 1:
@@ -400,6 +407,33 @@ async def test_a_cancelled_wait_for_room_does_not_block_the_next(node: FakeNode)
         assert await first == b"x" * 800
 
 
+async def test_a_caller_that_is_cancelled_as_it_gets_room_leaves_it_to_the_next(node: FakeNode) -> None:
+    held: list[tuple[FakeConnection, Submitted]] = []
+    node.on_submit = lambda connection, submitted: held.append((connection, submitted))
+    async with client_of(node, inflight_bytes_max=1_000, block_bytes_max=1_000, command_bytes_max=900) as client:
+        first = client.submit(b"x" * 800)
+        waiting = [asyncio.create_task(client.execute(letter * 900)) for letter in (b"y", b"z")]
+        await node.until(lambda: bool(held))
+        node.on_submit = None
+        held[0][0].send(held[0][0].end.ok(held[0][1]))
+        await first
+        waiting[0].cancel()
+        assert await waiting[1] == b"z" * 900
+    assert waiting[0].cancelled()
+    assert node.applied_commands() == [b"z" * 900]
+
+
+async def test_execute_many_stops_at_the_first_failure(node: FakeNode) -> None:
+    def answer(connection: FakeConnection, submitted: Submitted) -> None:
+        connection.send(connection.end.ok(submitted, [CommandFailure("ValueError", "odd")]))
+
+    node.on_submit = answer
+    async with client_of(node, inflight_bytes_max=1_000, block_bytes_max=1_000, command_bytes_max=900) as client:
+        with pytest.raises(CommandError, match="odd"):
+            await client.execute_many([b"x" * 900] * 5)
+    assert len(node.submits) == 1
+
+
 async def test_another_cluster_is_a_configuration_error(node: FakeNode) -> None:
     async with client_of(node) as client:
         await client.execute(b"a")
@@ -456,6 +490,22 @@ async def test_leaving_with_unanswered_work_tells_what_was_sent(
     assert isinstance(queued.exception(), Closed)
     with pytest.raises((Closed, ConnectionLost)):
         await room
+
+
+async def test_leaving_ends_the_wait_for_room_at_once(node: FakeNode) -> None:
+    held: list[tuple[FakeConnection, Submitted]] = []
+    node.on_submit = lambda connection, submitted: held.append((connection, submitted))
+    async with client_of(node, inflight_bytes_max=1_000, block_bytes_max=1_000, command_bytes_max=900) as client:
+        sent = client.submit(b"x" * 900)
+        waiting = asyncio.create_task(client.execute(b"y" * 900))
+        await node.until(lambda: bool(held))
+        closing = asyncio.create_task(client.aclose())
+        with pytest.raises(Closed):
+            await waiting
+        assert not closing.done(), "it waits for what was sent"
+        held[0][0].send(held[0][0].end.ok(held[0][1]))
+        assert await sent == b"x" * 900
+        await closing
 
 
 async def test_leaving_an_unreachable_cluster_is_quick() -> None:

@@ -143,6 +143,7 @@ def test_marker_names_the_durable_point_once():
     assert (head_of(marker)["kind"], head_of(marker)["durable"]) == (1, 1)
     assert journal.durable_ticket == 2
     assert journal.marker(1, 1) is None
+    carry_out(directory, journal, marker)
     append(journal, 2, 3)
     write = journal.seal(1, 1)
     # It says that a marker stood before it, and names the last synced write, not the marker.
@@ -195,6 +196,17 @@ def test_marker_at_the_end_of_a_segment_may_be_missing(survives):
             _, recovery = open_journal(image, boot, 4096)
             assert recovery.problems == []
             assert [batch.slot_begin for batch in recovery.batches] == ([1] if torn else [1, 2])
+
+
+def test_newer_batch_drops_older_ones_whole():
+    directory, journal, _ = new_journal()
+    for slot_begin, slot_end in ((1, 4), (4, 6), (6, 9), (9, 11)):
+        append(journal, slot_begin, slot_end)
+    carry_out(directory, journal, journal.seal(1, 0))
+    append(journal, 5, 8, ballot=2)
+    carry_out(directory, journal, journal.seal(2, 0))
+    _, recovery = open_journal(directory.crash(), 2)
+    assert [(batch.slot_begin, batch.slot_end) for batch in recovery.batches] == [(1, 4), (5, 8), (9, 11)]
 
 
 def test_neither_promise_nor_commit_index_falls():

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from fastpaxos.config import NodeConfig
+from fastpaxos.connection import Connection
 from fastpaxos.handshake import Identity
-from fastpaxos.transport import Connection, Transport
+from fastpaxos.transport import Transport
 from fastpaxos_core.errors import ConfigError, FrameError
 from fastpaxos_core.wire import Frame, FrameType, FrameWriter, parse_mapping
 from transport_helpers import (

@@ -7,6 +7,7 @@ from .clients import ClientOptions, SimClient
 from .cluster import SimCluster
 from .disk import SimDisk, SimulatedCrash
 from .history import ClientHistory, LogModel, Read, Violation, Write
+from .lone import LoneReplica, batch
 from .network import LinkOptions, SimNetwork
 from .node import SimNode
 from .options import DiskOptions, NemesisOptions, SimOptions
@@ -19,6 +20,7 @@ __all__ = [
     "JournalEntry",
     "LinkOptions",
     "LogModel",
+    "LoneReplica",
     "NemesisOptions",
     "ProtocolChecker",
     "Read",
@@ -33,4 +35,5 @@ __all__ = [
     "Value",
     "Violation",
     "Write",
+    "batch",
 ]

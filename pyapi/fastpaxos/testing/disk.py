@@ -39,9 +39,8 @@ class _File:
         self.unsynced.clear()
         self.durable = bytearray(self.visible)
 
-    def crash(self, random: Random) -> None:
+    def crash(self, random: Random, survival: float) -> None:
         """Keep, sector by sector, a random part of what was not synced."""
-        survival = random.choice((0.0, 0.5, 0.9, 1.0))
         for offset, data in self.unsynced:
             position = 0
             while position < len(data):
@@ -74,16 +73,21 @@ class SimDisk:
         self._durable_names: dict[str, _File] = {}
         self._name_log: list[dict[str, _File]] = []
 
-    def crash(self, random: Random) -> None:
-        """Power fails: names and bytes go back to what is durable, plus a random part of what was on its way."""
+    def crash(self, random: Random, survival: float | None = None) -> None:
+        """Power fails: names and bytes go back to what is durable, plus a random part of what was on its way.
+
+        `survival` is the share of unsynced sectors that survive; drawn for every file when it is None.
+        """
         self.crash_at = None
         kept = random.randrange(len(self._name_log) + 1)
+        if survival in (0.0, 1.0):
+            kept = len(self._name_log) if survival else 0
         if kept:
             self._durable_names = self._name_log[kept - 1]
         self._name_log.clear()
         self._names = dict(self._durable_names)
         for file in self._names.values():
-            file.crash(random)
+            file.crash(random, random.choice((0.0, 0.5, 0.9, 1.0)) if survival is None else survival)
 
     def _begin(self) -> None:
         self.operations += 1

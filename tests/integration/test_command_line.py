@@ -1,0 +1,224 @@
+"""The command line against real replica processes: every command once, and what its JSON holds."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from fastpaxos.cli import main
+from fastpaxos.cli.cluster_process import ClusterProcess, child_environment
+from fastpaxos.config import format_cluster
+
+LINES = 100_000
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+def run_process(*arguments: str | Path) -> Result:
+    """Run a command in a process of its own."""
+    command = [sys.executable, "-P", "-m", "fastpaxos", *map(str, arguments)]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, timeout=90, check=False)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+class CommandLine:
+    """Runs commands in this process, which saves the time that Python needs to start."""
+
+    def __init__(self, captured: pytest.CaptureFixture[bytes]) -> None:
+        self._captured = captured
+
+    def run(self, *arguments: str | Path) -> Result:
+        code = main.run([str(argument) for argument in arguments])
+        return Result(code, *self._captured.readouterr())
+
+    def json(self, *arguments: str | Path) -> dict[str, Any]:
+        return parse(self.run(*arguments, "--json"))
+
+    def wait_for_leader(self, cluster: str) -> dict[str, Any]:
+        """Change something, which waits for a leader, and return the statuses then."""
+        assert self.run("kv", "delete", "nothing", "--cluster", cluster, "--timeout", "20").returncode == 1
+        return self.json("status", "--cluster", cluster)
+
+
+def parse(result: Result) -> dict[str, Any]:
+    """The JSON of a command that succeeded and wrote one object on stdout and nothing anywhere else."""
+    assert (result.returncode, result.stderr) == (0, b""), result
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+@pytest.fixture
+def cli(capsysbinary: pytest.CaptureFixture[bytes]) -> CommandLine:
+    return CommandLine(capsysbinary)
+
+
+@pytest.fixture
+def kv_cluster(tmp_path: Path) -> Iterator[ClusterProcess]:
+    with ClusterProcess(tmp_path, 3, "kv") as processes:
+        yield processes
+
+
+def test_demo_loses_its_leader_and_nothing_else() -> None:
+    report = parse(run_process("demo", "--seconds", "2", "--json"))
+    assert report["verdict"] == "passed"
+    assert (report["lost"], report["duplicated"], report["digests_equal"]) == (0, 0, True)
+    assert report["leader_kills"] == 1
+    assert report["acknowledged"] > 0
+    # The last slots are session entries and no-ops as well.
+    assert report["applied_index"] > report["acknowledged"]
+    assert report["unavailable_ms"] > 0
+    assert set(report["latency_us"]) == {"p50", "p99", "p999", "max"}
+    assert (report["durability"], report["replicas"], report["payload_bytes"]) == ("fsync", 3, 16)
+    assert report["clean_stops"] == 3
+
+
+def test_demo_can_spare_the_leader_and_keep_its_data(cli: CommandLine, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    report = cli.json("demo", "--seconds", "2", "--payload", "100", "--no-kill-leader", "--keep", kept)
+    assert (report["leader_kills"], report["verdict"], report["kept_in"]) == (0, "passed", str(kept))
+    assert cli.json("journal", "verify", kept / "replica-2") == {
+        "directory": str(kept / "replica-2"),
+        "sound": True,
+        "problems": [],
+    }
+    inspected = cli.json("journal", "inspect", kept / "replica-3")
+    assert (inspected["node_id"], inspected["members"], inspected["closed_cleanly"]) == (3, [1, 2, 3], True)
+    assert inspected["commit_index"] >= report["acknowledged"]
+    segment = min((kept / "replica-2").glob("journal-*.segment"))
+    with segment.open("r+b") as file:
+        file.seek(10_000)
+        damaged = bytes(byte ^ 0xFF for byte in file.read(64))
+        file.seek(10_000)
+        file.write(damaged)
+    result = cli.run("journal", "verify", kept / "replica-2")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert b"not sound" in result.stderr
+
+
+def test_benchmark_applies_what_it_acknowledges(cli: CommandLine) -> None:
+    report = cli.json("bench", "closed", "--seconds", "0.5", "--warmup", "0.1", "--clients", "3", "--batch", "50")
+    assert report["applied"] == report["acknowledged"] > 0
+    assert (report["errors"], report["digests_equal"]) == (0, True)
+    assert report["commands_per_second"] > 0
+    assert (report["setup"]["clients"], report["setup"]["batch"], report["setup"]["durability"]) == (3, 50, "fsync")
+    assert report["setup"]["loopback_p50_us"] > 0
+    assert report["setup"]["fdatasync_p50_us"] > 0
+    assert [entry["resident_bytes_max"] > 0 for entry in report["replicas"]] == [True] * 3
+
+
+def test_benchmark_of_a_cluster_that_runs(cli: CommandLine, tmp_path: Path) -> None:
+    with ClusterProcess(tmp_path, 3, "hashchain", "memory") as processes:
+        options = ("--seconds", "0.3", "--warmup", "0", "--load-processes", "2", "--clients", "4", "--batch", "1")
+        for _ in range(2):  # what is there already does not count
+            report = cli.json("bench", "closed", "--connect", format_cluster(processes.cluster), *options)
+            assert report["applied"] == report["acknowledged"] > 0
+            assert report["setup"]["durability"] == "memory"
+
+
+def test_load_and_dump_give_back_the_file_while_replicas_die(
+    cli: CommandLine, kv_cluster: ClusterProcess, tmp_path: Path
+) -> None:
+    chance = random.Random(5)
+    alphabet = bytes(byte for byte in range(256) if byte != ord("\n"))
+    source, copy = tmp_path / "source.tsv", tmp_path / "copy.tsv"
+    keys = [b"%08x" % number for number in chance.sample(range(2**32), LINES)]
+    values = (bytes(chance.choices(alphabet, k=chance.randrange(40))) for _ in keys)
+    source.write_bytes(b"".join(b"%s\t%s\n" % entry for entry in zip(keys, values, strict=True)))
+    cluster = format_cluster(kv_cluster.cluster)
+    (leader,) = [entry["id"] for entry in cli.wait_for_leader(cluster)["replicas"] if entry["role"] == "leader"]
+    follower = leader % 3 + 1
+
+    def disturb() -> None:
+        kv_cluster.kill(follower)
+        kv_cluster.start(follower)
+        kv_cluster.kill(leader)
+        kv_cluster.start(leader)
+
+    disturbance = threading.Thread(target=disturb)
+    disturbance.start()
+    loaded = cli.json("kv", "load", source, "--cluster", cluster, "--timeout", "60")
+    disturbance.join()
+    assert loaded == {"loaded": LINES, "repeated_keys": 0}
+    dumped = cli.run("kv", "dump", copy, "--cluster", cluster, "--timeout", "60")
+    assert (dumped.returncode, dumped.stderr) == (0, b"")
+    assert copy.read_bytes() == source.read_bytes()
+
+
+def test_single_keys(cli: CommandLine, kv_cluster: ClusterProcess, tmp_path: Path) -> None:
+    cluster = ("--cluster", format_cluster(kv_cluster.cluster))
+    assert cli.json("kv", "put", "color", "red", *cluster, "--timeout", "20") == {"revision": 1}
+    assert cli.run("kv", "get", "color", *cluster).stdout == b"red\n"
+    assert cli.run("kv", "get", "sound", *cluster).returncode == 1
+    assert cli.run("kv", "cas", "color", "blue", "--expect", "green", *cluster).returncode == 1
+    swapped = cli.json("kv", "cas", "color", "blue", "--expect", "red", *cluster)
+    assert (swapped["swapped"], swapped["current"]["value"]) == (True, "blue")
+    assert cli.run("kv", "cas", "new", "first", *cluster).returncode == 0
+    assert cli.run("kv", "incr", "count", *cluster).stdout == b"1\n"
+    assert cli.json("kv", "incr", "count", "-11", *cluster) == {"revision": 5, "value": -10}
+    wrong = cli.run("kv", "incr", "color", *cluster)
+    assert wrong.returncode == 1
+    assert b"NotAnInteger" in wrong.stderr
+    escaped = tmp_path / "escaped.tsv"
+    escaped.write_bytes(b"tab\\tkey\ttwo\\nlines\n")
+    assert cli.run("kv", "load", "--escaped", escaped, *cluster).returncode == 0
+    assert cli.run("kv", "scan", *cluster).stdout == b"color\tblue\ncount\t-10\nnew\tfirst\ntab\\tkey\ttwo\\nlines\n"
+    assert [entry["key"] for entry in cli.json("kv", "scan", "co", "--limit", "1", *cluster)["entries"]] == ["color"]
+    refused = cli.run("kv", "dump", *cluster)
+    assert (refused.returncode, refused.stdout) == (1, b"")
+    assert b"--escaped" in refused.stderr
+    assert cli.json("kv", "delete", "color", *cluster)["existed"]
+    assert cli.run("kv", "delete", "color", *cluster).returncode == 1
+
+
+def test_status_names_every_member_also_the_dead(cli: CommandLine, kv_cluster: ClusterProcess) -> None:
+    cluster = format_cluster(kv_cluster.cluster)
+    statuses = cli.wait_for_leader(cluster)
+    followers = [entry["id"] for entry in statuses["replicas"] if entry["role"] == "follower"]
+    assert len(followers) == 2
+    kv_cluster.kill(followers[0])
+    statuses = cli.json("status", "--cluster", cluster)
+    assert [entry["id"] for entry in statuses["replicas"]] == [1, 2, 3]
+    assert [entry["reachable"] for entry in statuses["replicas"]].count(False) == 1
+    for entry in statuses["replicas"]:
+        assert {"id", "reachable", "role", "ballot", "commit_index", "applied_index", "digest"} <= set(entry)
+    table = cli.run("status", "--cluster", cluster)
+    assert table.returncode == 0
+    assert table.stdout.splitlines()[0].split()[:3] == [b"id", b"address", b"role"]
+    assert b"unreachable" in table.stdout
+    assert f"replica {followers[0]}: ".encode() in table.stderr
+    kv_cluster.start(followers[0])
+
+
+def test_replica_stops_cleanly_on_sigterm_and_when_its_parent_dies(
+    cli: CommandLine, kv_cluster: ClusterProcess
+) -> None:
+    cli.wait_for_leader(format_cluster(kv_cluster.cluster))
+    kv_cluster._signal(1, signal.SIGTERM)
+    stdin = kv_cluster._processes[2].stdin
+    assert stdin is not None
+    stdin.close()
+    assert [kv_cluster._processes[node_id].wait(20) for node_id in (1, 2)] == [0, 0]
+    assert kv_cluster.log_tail(1).splitlines()[-1] == "replica 1 stopped"
+
+
+def test_second_replica_on_a_data_directory_is_refused(cli: CommandLine, kv_cluster: ClusterProcess) -> None:
+    cluster = format_cluster(kv_cluster.cluster)
+    cli.wait_for_leader(cluster)
+    result = cli.run("serve", "--id", "1", "--cluster", cluster, "--data-dir", kv_cluster.data_dir(1))
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert b"in use" in result.stderr
