@@ -6,6 +6,8 @@ VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 TEST_JOBS ?= 2
 DEMO ?=
+BENCH ?=
+SIM ?= --seed 1 --count 200 --quiet
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -20,14 +22,16 @@ RELEASE := pyapi .
 # Unit tests share nothing and run side by side; integration tests time out processes and have the machine alone.
 PARALLEL := -n $(TEST_JOBS) --ignore=tests/integration
 
+SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build build-checked test test-all check format bench demo annotate coverage asan docs dist clean
+.PHONY: help build build-checked test test-all check format sim bench bench-instructions demo annotate coverage asan docs dist clean
 
 help:  ## print the recipes
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 27
 
-build: $(STAMPS)/release  ## build the core in place and install the package, editable, into .venv
+build: $(STAMPS)/release  ## build the core in place and point the virtual environment at the source tree
 build-checked: $(STAMPS)/checked  ## build the core with bounds, overflow and ring checks into build/checked/lib
 
 test: build build-checked  ## run the default test suite on the release build, then on the checked build
@@ -55,8 +59,14 @@ format: $(STAMPS)/venv  ## let ruff rewrite the Python files in the project's st
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
+sim: build  ## run simulated clusters by seed (SIM="--seed 1 --count 1000")
+	$(BIN)/python -P -m fastpaxos.testing $(SIM)
+
 bench: build  ## run the benchmark suite; every benchmark also checks its own result
-	$(call pytest,release,$(RELEASE)) bench --benchmark-only
+	$(call pytest,release,$(RELEASE)) bench -o python_files="bench_*.py" --benchmark-only $(BENCH)
+
+bench-instructions: build  ## count the core's machine instructions per slot (needs valgrind)
+	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python bench/instructions.py
 
 demo: build  ## three durable replicas under load; the leader is killed and nothing is lost (DEMO="--seconds 20")
 	$(BIN)/fastpaxos demo $(DEMO)
@@ -78,8 +88,8 @@ asan: $(STAMPS)/asan  ## run the tests of the core under the address and undefin
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	$(call pytest,asan,build/asan/lib) -m "not slow" --ignore=tests/integration --ignore=tests/meta --timeout=600
 
-docs: $(STAMPS)/venv  ## check that every link and file name in the documents leads somewhere
-	$(BIN)/python -m pytest -q tests/meta/test_documents.py
+docs: build  ## check that every link and file name in the documents leads somewhere
+	$(call pytest,release,$(RELEASE)) tests/meta/test_documents.py
 
 dist: $(STAMPS)/venv  ## build the source distribution and the wheel into dist/
 	$(BIN)/python -P -m build --no-isolation --outdir dist .
@@ -104,11 +114,13 @@ $(STAMPS)/%-flags: setup.py $(STAMPS)/venv
 	rm -rf build/$*/cython build/$*/tmp build/$*/lib
 	touch $@
 
+# The environment is pointed at the source tree by hand: an editable install would compile everything once more.
 $(STAMPS)/release: $(CORE) pyproject.toml $(STAMPS)/release-flags
 	FASTPAXOS_BUILD=release FASTPAXOS_JOBS=$(JOBS) $(BIN)/python setup.py --quiet \
 		build_ext --inplace --parallel $(JOBS) --build-temp build/release/tmp
-	FASTPAXOS_BUILD=release $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--no-build-isolation --no-deps --editable .
+	printf '%s\n' "$(CURDIR)/pyapi" "$(CURDIR)" > "$$($(BIN)/python -c $(SITE_PACKAGES))/fastpaxos-source-tree.pth"
+	printf '#!/bin/sh\nexec "%s/python" -P -m fastpaxos "$$@"\n' "$(abspath $(BIN))" > $(BIN)/fastpaxos
+	chmod +x $(BIN)/fastpaxos
 	touch $@
 
 $(STAMPS)/checked $(STAMPS)/coverage $(STAMPS)/asan: $(STAMPS)/%: $(LIBRARY) pyproject.toml $(STAMPS)/%-flags

@@ -136,16 +136,20 @@ cdef class Acceptor:
             return self.learner.heard_commit(peer, ballot, head.commit_index, head.everywhere_durable)
         if ballot < state.promised_ballot:
             return self.send_nack(peer, ballot)
-        state.raise_promise(ballot, frame.boot)
-        state.hear_leader(ballot)
+        # Everything is checked before anything is taken: a bad frame changes nothing.
         for index in range(head.entry_count):
             check_batch(&entries[index], blocks + offset, size - offset, &header)
             if entries[index].ballot != ballot or entries[index].flags:
                 raise FrameError(f"an Accept in ballot {ballot} holds a batch of ballot {entries[index].ballot}")
-            self._accept(&entries[index], body, offset)
             offset += entries[index].block_bytes
         if offset != size:
             raise FrameError(f"an Accept has {size} body bytes, its batches name {offset}")
+        state.raise_promise(ballot, frame.boot)
+        state.hear_leader(ballot)
+        offset = 0
+        for index in range(head.entry_count):
+            self._accept(&entries[index], body, offset)
+            offset += entries[index].block_bytes
         return self.learner.heard_commit(peer, ballot, head.commit_index, head.everywhere_durable)
 
     cdef int _accept(self, const BatchDescriptor* entry, bytes owner, uint64_t offset) except -1:
@@ -236,17 +240,18 @@ cdef class Acceptor:
     cdef int note_acceptance(self, ticket_t ticket, ballot_t ballot, slot_t slot_begin, slot_t slot_end,
                              uint32_t value_crc) except -1:
         cdef Acceptance* grown
+        cdef size_t capacity = 64 if self._capacity < 32 else 2 * self._capacity
         cdef Acceptance* entry
         if self._first + self._count == self._capacity:
             if self._first > self._capacity // 2:
                 memmove(self._waiting, self._waiting + self._first, self._count * sizeof(Acceptance))
                 self._first = 0
             else:
-                grown = <Acceptance*>realloc(self._waiting, max(self._capacity * 2, 64) * sizeof(Acceptance))
+                grown = <Acceptance*>realloc(self._waiting, capacity * sizeof(Acceptance))
                 if grown == NULL:
                     raise MemoryError("no memory for the acceptances that wait for the disk")
                 self._waiting = grown
-                self._capacity = max(self._capacity * 2, 64)
+                self._capacity = capacity
         entry = &self._waiting[self._first + self._count]
         entry.ticket = ticket
         entry.ballot = ballot

@@ -22,7 +22,7 @@ cdef class Applier:
     cdef AppliedBatch current                # handed out, not completed yet
     cdef list replay                         # StoredBatches read back from the journal, in slot order
     cdef size_t replay_next
-    cdef bint reading
+    cdef object reading                      # the outstanding JournalRead, None when there is none
 
     cdef AppliedBatch next_batch(self)
     cdef AppliedBatch _take(self, const BatchDescriptor* descriptor, object owner, size_t offset)

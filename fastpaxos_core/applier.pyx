@@ -72,7 +72,8 @@ cdef class Applier:
                 if self.replay_next >= <size_t>len(self.replay):
                     self.replay = []
                     self.replay_next = 0
-                    if not self.reading:
+                    # While a peer is asked for it, the journal is not read for it again.
+                    if self.reading is None and self.learner.repair_slot == 0:
                         self.read_back(slot, None)
                     return None
                 stored = <StoredBatch>self.replay[self.replay_next]
@@ -170,18 +171,21 @@ cdef class Applier:
 
     cdef int read_back(self, slot_t slot, object before) except -1:
         """Read a committed slot from the journal; when no record of it is readable, have it fetched from a peer."""
-        if self.learner.request_read(slot, ("apply",), before):
-            self.reading = True
-        else:
-            self.reading = False
+        self.reading = self.learner.request_read(slot, ("apply",), before)
+        if self.reading is None:
             self.learner.repair_slot = slot
         return 0
 
     cdef int supply(self, list stored, object read) except -1:
-        """Batches read back (from `read`), or repaired by a peer (read is None)."""
+        """Batches read back (from `read`), or repaired by a peer (read is None).
+
+        The answer to a read that is not the outstanding one is about another slot: it is dropped.
+        """
         cdef slot_t slot = self.state.applied_index + 1
         cdef StoredBatch first
-        self.reading = False
+        if read is not None and read is not self.reading:
+            return 0
+        self.reading = None
         if self.current is not None:
             slot = self.current.slot_end
         if stored:

@@ -27,6 +27,8 @@ RECORD_VERSION = 1
 CLUSTER_ID_BYTES = 16
 DIGEST_BYTES = 16
 NODE_ID_MAX = 0xFFFF
+SESSIONS_MAX = 4096
+RESULT_BYTES_PER_SESSION_MAX = 4 << 20
 DURABILITY_MODES = ("fsync", "write", "memory")
 RECORD_BYTES_MAX = 1 << 20
 
@@ -40,6 +42,8 @@ class FoundingRecord:
         members: {node id: incarnation of its data directory}.
         phase1_quorum, phase2_quorum: members needed; their sum is above the number of members.
         durability: "fsync", "write" or "memory", for every member.
+        sessions_max, result_bytes_per_session_max: limits of the session table. They decide what apply answers, so they
+            are the same on every replica for ever, whatever a member's own settings say later.
 
     Raises:
         ValueError: a field is out of range.
@@ -50,6 +54,8 @@ class FoundingRecord:
     phase1_quorum: int
     phase2_quorum: int
     durability: str
+    sessions_max: int = SESSIONS_MAX
+    result_bytes_per_session_max: int = RESULT_BYTES_PER_SESSION_MAX
 
     def __post_init__(self) -> None:
         if len(self.cluster_id) != CLUSTER_ID_BYTES:
@@ -64,12 +70,16 @@ class FoundingRecord:
         check_quorums(len(self.members), self.phase1_quorum, self.phase2_quorum)
         if self.durability not in DURABILITY_MODES:
             raise ValueError(f"durability {self.durability!r} is none of {', '.join(DURABILITY_MODES)}")
+        for name in ("sessions_max", "result_bytes_per_session_max"):
+            if not 1 <= getattr(self, name) < 1 << 31:
+                raise ValueError(f"{name} {getattr(self, name)} must be in 1..2**31-1")
 
     def encode(self) -> bytes:
         """The record as bytes, always the same ones for the same record."""
         members = [[node_id, self.members[node_id]] for node_id in sorted(self.members)]
-        fields = [RECORD_VERSION, self.cluster_id, members, self.phase1_quorum, self.phase2_quorum, self.durability]
-        encoded: bytes = msgpack.packb(fields)
+        quorums = [self.phase1_quorum, self.phase2_quorum]
+        limits = [self.sessions_max, self.result_bytes_per_session_max]
+        encoded: bytes = msgpack.packb([RECORD_VERSION, self.cluster_id, members, *quorums, self.durability, *limits])
         return encoded
 
     @classmethod
@@ -81,17 +91,18 @@ class FoundingRecord:
             fields = msgpack.unpackb(data)
             if fields[0] != RECORD_VERSION:
                 raise FrameError(f"founding record has version {fields[0]!r}; this program knows {RECORD_VERSION}")
-            _, cluster_id, pairs, phase1_quorum, phase2_quorum, durability = fields
+            _, cluster_id, pairs, phase1_quorum, phase2_quorum, durability, *limits = fields
             members = dict(pairs)
-            numbers = [phase1_quorum, phase2_quorum, *members, *members.values()]
+            numbers = [phase1_quorum, phase2_quorum, *members, *members.values(), *limits]
             if (
                 not isinstance(cluster_id, bytes)
                 or not isinstance(durability, str)
                 or len(members) != len(pairs)
+                or len(limits) != 2
                 or any(type(number) is not int for number in numbers)
             ):
                 raise FrameError("founding record has a field of a wrong type")
-            record = cls(cluster_id, members, phase1_quorum, phase2_quorum, durability)
+            record = cls(cluster_id, members, phase1_quorum, phase2_quorum, durability, *limits)
         except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
             raise FrameError(f"founding record is malformed: {error}") from error
         if record.encode() != data:
@@ -139,7 +150,8 @@ class Founding:
     Args:
         node_id, incarnation: of this node's data directory.
         members: ids of all initial members, this node among them.
-        phase1_quorum, phase2_quorum, durability: as configured.
+        phase1_quorum, phase2_quorum, durability, sessions_max, result_bytes_per_session_max: as configured. The limits
+            count only for a record that this node makes.
         record: what the data directory has stored, or None.
 
     Raises:
@@ -155,6 +167,8 @@ class Founding:
         phase1_quorum: int,
         phase2_quorum: int,
         durability: str,
+        sessions_max: int = SESSIONS_MAX,
+        result_bytes_per_session_max: int = RESULT_BYTES_PER_SESSION_MAX,
         record: FoundingRecord | None = None,
     ) -> None:
         self.node_id = node_id
@@ -163,6 +177,8 @@ class Founding:
         self.phase1_quorum = phase1_quorum
         self.phase2_quorum = phase2_quorum
         self.durability = durability
+        self.sessions_max = sessions_max
+        self.result_bytes_per_session_max = result_bytes_per_session_max
         self._facts: dict[int, PeerFacts] = {}
         if node_id not in self.members:
             raise ConfigError(f"node {node_id} is not among the members {_ids(self.members)}")
@@ -249,7 +265,15 @@ class Founding:
             return None
         members = {peer: facts.incarnation for peer, facts in self._facts.items()}
         members[self.node_id] = self.incarnation
-        return FoundingRecord(cluster_id, members, self.phase1_quorum, self.phase2_quorum, self.durability)
+        return FoundingRecord(
+            cluster_id,
+            members,
+            self.phase1_quorum,
+            self.phase2_quorum,
+            self.durability,
+            self.sessions_max,
+            self.result_bytes_per_session_max,
+        )
 
     def receive_record(self, peer: int, data: bytes) -> FoundingRecord | None:
         """Judge the record that a founded peer sent; returns it if it must be stored, None if it is stored already.

@@ -185,6 +185,8 @@ cdef class Scanner:
         self.highest_number = max(self.highest_number, before)
         if header.flags & SEGMENT_START:
             self.cut_segment, self.cut_offset = header.segment_number, SEGMENT_FIRST_OFFSET
+            # The commit index of another boot says nothing about what the lost place can have held.
+            self.state.bound_is_open = False
         self.state.replay_header(
             header.promised_ballot, not header.flags & SEGMENT_PROMISE_UNKNOWN, header.commit_index
         )

@@ -16,6 +16,7 @@ cdef class Replay:
     cdef readonly slot_t commit_index
     cdef ballot_t promised_ballot
     cdef bint promised_known
+    cdef bint bound_is_open                    # what is unknown has no end yet: the next write of this boot bounds it
     cdef Located* located
     cdef Py_ssize_t first
     cdef Py_ssize_t count

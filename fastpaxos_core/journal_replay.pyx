@@ -11,7 +11,7 @@ from libc.string cimport memmove
 from fastpaxos_core.journal_format cimport (
     WRITE_HEADER_BYTES, WRITE_PROMISE_UNKNOWN, StoredBatch, WriteHeader, block_matches, padded_bytes, segment_name_of,
 )
-from fastpaxos_core.types cimport BATCH_COMMITTED, uint8_t, uint32_t
+from fastpaxos_core.types cimport BATCH_COMMITTED, SLOTS_AHEAD_MAX, uint8_t, uint32_t
 
 from fastpaxos_core.errors import InvariantError
 
@@ -62,6 +62,10 @@ cdef class Replay:
         for refill_min, refill_max in refills:
             self.index.add_refill(segment_number, offset, padded, refill_min, refill_max)
         self.replay_header(header.promised_ballot, not header.flags & WRITE_PROMISE_UNKNOWN, header.commit_index)
+        if self.bound_is_open:
+            # What is lost was accepted before this write, at a commit index that was not higher yet.
+            self.bound_is_open = False
+            self.unknown = subtract_range(self.unknown, header.commit_index + 1 + SLOTS_AHEAD_MAX, SLOT_INFINITY)
         return 0
 
     cdef int replay_batch(self, const BatchDescriptor* descriptor, uint64_t segment_number, uint64_t offset) except -1:
@@ -130,6 +134,7 @@ cdef class Replay:
         self.first = 0
         self.count = 0
         self.promised_known = False
+        self.bound_is_open = True
         self.index.add_corrupt(segment_number, self.commit_index + 1)
         return 0
 

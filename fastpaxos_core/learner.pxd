@@ -19,6 +19,7 @@ cdef class Learner:
     cdef bint waits                          # no room or no source: go on at the next sync or tick
     cdef uint64_t fetch_timeout_ns
     cdef readonly slot_t repair_slot         # committed slot whose record is unreadable here, 0 = none
+    cdef bint repair_failed                  # the last answer did not have repair_slot: catch up once in between
     cdef list repaired                       # StoredBatch-like tuples for the applier
     cdef readonly list reads                 # JournalReads to do
     cdef dict read_purposes                  # JournalRead -> purpose
@@ -37,5 +38,5 @@ cdef class Learner:
     cdef int tick(self) except -1
     cdef int serve(self, Peer peer, uint64_t request_id, slot_t slot_begin, uint64_t bytes_max) except -1
     cdef int serve_stored(self, Peer peer, uint64_t request_id, list stored, uint64_t bytes_max) except -1
-    cdef bint request_read(self, slot_t slot, tuple purpose, object before) except -1
-    cdef uint64_t request_id(self) noexcept nogil
+    cdef object request_read(self, slot_t slot, tuple purpose, object before)
+    cdef uint64_t request_id(self) except 0

@@ -10,6 +10,7 @@ from fastpaxos_core.errors import FrameError, InvariantError
 
 from fastpaxos_core.ballot cimport ballot_node
 from fastpaxos_core.block cimport BlockHeader
+from fastpaxos_core.journal cimport JournalRead
 from fastpaxos_core.journal_format cimport StoredBatch
 from fastpaxos_core.messages cimport FetchHead, LearnHead, check_entries, head_of
 from fastpaxos_core.state cimport Peer, ReplicaState, block_part, check_batch
@@ -41,7 +42,7 @@ cdef class Learner:
         self.reads = []
         self.read_purposes = {}
 
-    cdef uint64_t request_id(self) noexcept nogil:
+    cdef uint64_t request_id(self) except 0:
         self.next_request_id += 1
         return self.next_request_id
 
@@ -100,19 +101,21 @@ cdef class Learner:
         cdef ReplicaState state = self.state
         cdef FetchHead head
         cdef Peer peer
-        cdef slot_t slot = self.repair_slot
+        cdef slot_t slot = 0 if self.repair_failed else self.repair_slot
         if self.fetch_id or self.waits:
             return 0
         if slot == 0:
             if self.told_commit > state.commit_index:
                 self.advance(self.told_ballot, self.told_commit)
             if self.commit_hint <= state.commit_index:
+                self.repair_failed = False
                 return 0
             slot = state.commit_index + 1
         peer = self._source(slot)
         if peer is None:
             self.waits = True
             return 0
+        self.repair_failed = False
         self.fetch_id = self.request_id()
         self.fetch_slot = slot
         self.fetch_node = peer.node_id
@@ -202,7 +205,7 @@ cdef class Learner:
         cdef BatchDescriptor copy
         cdef LearnHead head
         if slot < state.window.memory_begin and slot <= state.commit_index:
-            if self.request_read(slot, ("serve", peer.node_id, request_id, bytes_max), None):
+            if self.request_read(slot, ("serve", peer.node_id, request_id, bytes_max), None) is not None:
                 return 0
         packed = bytearray()
         parts = []
@@ -259,14 +262,15 @@ cdef class Learner:
             <const BatchDescriptor*>PyBytes_AS_STRING(descriptors), len(parts), parts
         )
 
-    cdef bint request_read(self, slot_t slot, tuple purpose, object before) except -1:
-        """Ask the shell to read the piece of the journal that should hold `slot`; False when there is none."""
+    cdef object request_read(self, slot_t slot, tuple purpose, object before):
+        """Ask the shell to read the piece of the journal that should hold `slot`; return the JournalRead or None."""
+        if before is not None and (<JournalRead>before).slot != slot:
+            raise InvariantError(f"a search for slot {slot} goes on from a read for slot {(<JournalRead>before).slot}")
         read = self.state.journal.locate(slot, before)
-        if read is None:
-            return False
-        self.reads.append(read)
-        self.read_purposes[read] = purpose
-        return True
+        if read is not None:
+            self.reads.append(read)
+            self.read_purposes[read] = purpose
+        return read
 
     cdef int handle_learn(self, Peer peer, Frame frame) except -1:
         """Committed batches that were asked for: they continue the committed prefix, or refill a corrupt record."""
@@ -286,7 +290,9 @@ cdef class Learner:
             return 0
         self.fetch_id = 0
         if head.entry_count == 0:
-            # This peer cannot read it back (any more): ask another one, not before the next tick.
+            # This peer cannot read it back (any more): ask another one, not before the next tick. A repair that nobody
+            # can give takes turns with catching up.
+            self.repair_failed = self.repair_slot != 0 and self.fetch_slot == self.repair_slot
             self._try_another_source()
             self.waits = True
             return 0
@@ -295,7 +301,7 @@ cdef class Learner:
             check_batch(&entries[index], blocks + offset, size - offset, &header)
             if entries[index].flags != BATCH_COMMITTED:
                 raise FrameError(f"node {peer.node_id} answers a Fetch of committed slots with an uncommitted batch")
-            if self.repair_slot:
+            if self.repair_slot and self.fetch_slot == self.repair_slot:
                 self._repair(&entries[index], body, offset)
             elif entries[index].slot_begin == state.commit_index + 1:
                 if not self._learn(&entries[index], body, offset):

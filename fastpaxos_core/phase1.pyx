@@ -28,7 +28,7 @@ _DESCRIPTOR = struct.Struct("<QQQqIIII")
 
 cdef enum:
     VALUES_IN_FLIGHT_MAX = 64
-    NOOP_SLOTS_MAX = 65536
+    NOOP_SLOTS_MAX = 1024
 
 
 class Promise:
@@ -310,11 +310,11 @@ cdef class Phase1:
         cdef slot_t gap
         cdef uint32_t reference
         if self.proposer.role == ROLE_CANDIDATE:
-            if any(entry.owner is None for entry in self.plan):
-                return 0
             if self.plan and self.plan[0].slot_begin <= state.commit_index:
                 # Something was learned meanwhile: it is committed, so the plan is made again without it.
                 return self._select()
+            if any(entry.owner is None for entry in self.plan):
+                return 0
             self.proposer.lead(self.ballot)
         while self.plan_next < <size_t>len(self.plan):
             entry = self.plan[self.plan_next]

@@ -249,6 +249,10 @@ cdef class Proposer:
             # What is committed meanwhile is told by Commit, and fetched by whoever has not accepted it.
             if peer.next_slot <= state.commit_index:
                 peer.next_slot = state.commit_index + 1
+                # Nothing that was sent is waited for any more. A peer that keeps up gets its allowance back; one that
+                # is far behind gets it when it has caught up.
+                if peer.commit_index + state.window.slot_capacity // 2 >= state.commit_index:
+                    peer.bytes_in_flight = 0
             if peer.next_slot >= self.next_slot or peer.bytes_in_flight > PEER_BYTES_IN_FLIGHT_MAX:
                 continue
             group = [peer]

@@ -18,6 +18,7 @@ cdef class Replica:
     cdef Phase1 phase1
     cdef ReadIndex reads
     cdef Applier applier
+    cdef list orphans                        # waiters of leaderships that ended: keys
     cdef dict admitted                       # session_id -> next sequence this leader admits
     cdef uint64_t block_bytes_max
     cdef uint32_t commands_per_block_max

@@ -21,7 +21,7 @@ from fastpaxos_core.journal_format cimport StoredBatch
 from fastpaxos_core.messages cimport NackHead, check_entries, head_of
 from fastpaxos_core.proposer cimport ROLE_CANDIDATE, ROLE_FOLLOWER, ROLE_LEADER
 from fastpaxos_core.state cimport Peer, ReplicaState
-from fastpaxos_core.types cimport slot_t, uint8_t, uint32_t, uint64_t
+from fastpaxos_core.types cimport SLOTS_AHEAD_MAX, slot_t, uint8_t, uint32_t, uint64_t
 from fastpaxos_core.window cimport NO_BATCH, SLOT_ACCEPTED
 from fastpaxos_core.wire cimport (
     FRAME_ACCEPT,
@@ -114,8 +114,11 @@ cdef class Replica:
         resend_timeout_ns=200_000_000,
         fetch_timeout_ns=500_000_000,
     ):
-        if ring_slots < 2 * window_slots:
-            raise ConfigError(f"ring_slots {ring_slots} must be at least twice window_slots {window_slots}")
+        if not 2 * window_slots <= ring_slots <= SLOTS_AHEAD_MAX:
+            raise ConfigError(
+                f"ring_slots {ring_slots} must be at least twice window_slots {window_slots}, and at most "
+                f"{SLOTS_AHEAD_MAX}"
+            )
         if commands_per_block_max > window_slots or block_bytes_max > window_bytes:
             raise ConfigError(
                 f"a block of {commands_per_block_max} commands and {block_bytes_max} bytes must fit into the window of "
@@ -136,6 +139,7 @@ cdef class Replica:
         self.phase1 = Phase1(self.state, self.acceptor, self.learner, self.proposer, resend_timeout_ns)
         self.applier = Applier(self.state, self.learner, SessionTable(sessions_max, result_bytes_per_session_max))
         self.admitted = {}
+        self.orphans = []
         self.block_bytes_max = block_bytes_max
         self.commands_per_block_max = commands_per_block_max
         self.admission_slots = window_slots
@@ -218,8 +222,10 @@ cdef class Replica:
         found.last_heard_ns = self.state.now_ns
         if frame.ballot > self.state.max_ballot_seen:
             self.state.max_ballot_seen = frame.ballot
-        self._dispatch(found, frame)
-        self._check_leadership()
+        try:
+            self._dispatch(found, frame)
+        finally:
+            self._check_leadership()
 
     cdef int _dispatch(self, Peer peer, Frame frame) except -1:
         """The one table of replica messages."""
@@ -264,7 +270,7 @@ cdef class Replica:
         cdef ReplicaState state = self.state
         if self.proposer.role != ROLE_FOLLOWER and (
             state.promised_ballot > self.proposer.ballot
-            or state.deposed
+            or (self.proposer.role == ROLE_LEADER and state.deposed)
             or (self.proposer.role == ROLE_LEADER and state.commit_index >= self.proposer.next_slot)
         ):
             self._step_down()
@@ -275,6 +281,7 @@ cdef class Replica:
         """Waiters stay: their commands may still be chosen, and are answered when they are applied (rule 5.10)."""
         self.phase1.abandon()
         self.proposer.follow()
+        self.orphans = list(self.applier.waiters)
         self.reads.fail_all(STATUS_NOT_LEADER)
         self.admitted = {}
         return 0
@@ -309,7 +316,7 @@ cdef class Replica:
             self.applier.supply(stored, read)
             return
         _, node_id, request_id, bytes_max = purpose
-        if stored or not self.learner.request_read(read.slot, purpose, read):
+        if stored or self.learner.request_read(read.slot, purpose, read) is None:
             self.learner.serve_stored(self._peer(node_id), request_id, stored, bytes_max)
 
     def submit(self, bytes block not None, waiter: object) -> int:
@@ -363,9 +370,17 @@ cdef class Replica:
         if self.proposer.propose(block, 0, size, header.command_count, header.crc, self._timestamp()) == NO_BATCH:
             return STATUS_BUSY
         if self.applier.sessions.contains_c(header.session_id):
-            self.admitted[header.session_id] = max(expected, header.first_sequence + header.command_count)
+            self._note_admitted(header.session_id, max(expected, header.first_sequence + header.command_count))
         self.applier.waiters[key] = waiter
         return STATUS_OK
+
+    def _note_admitted(self, uint64_t session_id, uint64_t next_sequence):
+        self.admitted[session_id] = next_sequence
+        if len(self.admitted) > 2 * self.applier.sessions.sessions_max:
+            self.admitted = {
+                known: sequence for known, sequence in self.admitted.items()
+                if self.applier.sessions.contains_c(known)
+            }
 
     def _has_room(self, uint64_t slot_count, uint64_t size):
         cdef uint64_t in_flight = self.proposer.next_slot - self.state.commit_index - 1
@@ -409,6 +424,9 @@ cdef class Replica:
             return STATUS_NOT_LEADER
         if not self.proposer.is_ready():
             return STATUS_NOT_READY
+        if minimum_index > self.state.commit_index + self.state.window_slots:
+            # Nobody can have seen such a slot acknowledged.
+            return STATUS_MALFORMED
         self.reads.add(waiter, minimum_index)
         return STATUS_OK
 
@@ -423,12 +441,26 @@ cdef class Replica:
         if self.learner.repaired:
             repaired, self.learner.repaired = self.learner.repaired, []
             self.applier.supply(repaired, None)
+        if self.orphans and self.proposer.is_ready():
+            self._release_orphans()
         if self.proposer.role == ROLE_LEADER:
             if self.reads.begin_round():
                 self.proposer.send_heartbeats()
                 self.reads.confirm(self.proposer.ballot)
             self.proposer.send_accepts()
         return 0
+
+    def _release_orphans(self):
+        """Phase 1 has decided every slot of earlier leaderships: what was not applied by now was never chosen.
+
+        Their clients are told to send again, which is safe whatever became of it: apply alone decides.
+        """
+        orphans, self.orphans = self.orphans, []
+        for key in orphans:
+            if isinstance(key, tuple) and key[0] != "close":
+                self.applier.answer(key, STATUS_OUT_OF_ORDER, key[0], key[1], 0, 0, b"")
+            else:
+                self.applier.answer(key, STATUS_NOT_READY, 0, 0, 0, 0, b"")
 
     def take_write(self) -> JournalWrite | None:
         """Seal everything that waits for the journal into one group commit; None while one is out or nothing waits."""
@@ -593,7 +625,8 @@ cdef class Replica:
     @property
     def unknown(self) -> list[tuple[int, int]]:
         """Slot ranges that the journal made unreadable and that were not accepted again."""
-        return list(self.acceptor.unknown)
+        cdef slot_t floor = self.state.commit_index + 1
+        return [(max(begin, floor), end) for begin, end in self.acceptor.unknown if end > floor]
 
     @property
     def now_ns(self) -> int:

@@ -9,12 +9,13 @@ from collections import deque
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memcpy
 
-from fastpaxos_core.errors import FrameError, InvariantError
+from fastpaxos_core.errors import ConfigError, FrameError, InvariantError
 
 from fastpaxos_core.ballot cimport ballot_node
 from fastpaxos_core.block cimport BlockHeader, block_check, value_crc
 from fastpaxos_core.types cimport (
     BATCH_FLAGS_KNOWN,
+    SLOTS_AHEAD_MAX,
     BatchDescriptor,
     ballot_t,
     node_id_t,
@@ -130,6 +131,13 @@ cdef class ReplicaState:
         """
         cdef SlotWindow window = self.window
         cdef uint32_t batches_max = window.batch_capacity
+        if slot_end - slot_begin > window.slot_capacity:
+            raise ConfigError(
+                f"the batch [{slot_begin}, {slot_end}) is wider than this replica's ring of {window.slot_capacity} "
+                "slots: start it with the window_slots of the other members"
+            )
+        if slot_end > self.commit_index + 1 + SLOTS_AHEAD_MAX:
+            return False
         if slot_begin != self.commit_index + 1:
             batches_max -= self.reserved_batches
         batches_max += window.count_overlapping(slot_begin, slot_end)

@@ -42,8 +42,7 @@ from fastpaxos.hashchain import HashChain
 from fastpaxos.kv import KeyValueClient, KeyValueMachine
 from fastpaxos.node import Node
 from fastpaxos.statemachine import ApplyContext, QueryContext, ResultBlob, StateMachine
-from fastpaxos_core import build_info
-from fastpaxos_core.results import CommandFailure
+from fastpaxos_core import CommandFailure, build_info
 
 __all__ = [
     "ApplyContext",

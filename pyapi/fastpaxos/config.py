@@ -173,10 +173,11 @@ class NodeConfig:
     """Bytes of blocks that one client session may have unanswered at the leader; more is answered Busy."""
 
     sessions_max: int = 4_096
-    """Client sessions in the replicated table; the least recently used one makes room. Equal on every member."""
+    """Client sessions in the replicated table; the least recently used one makes room. Fixed at founding
+    (the setting of the member with the lowest id); later values are ignored."""
 
     result_bytes_per_session_max: int = 4 * MIB
-    """Results kept per session for a client that lost the answer. Equal on every member."""
+    """Results kept per session for a client that lost the answer. Fixed at founding, like `sessions_max`."""
 
     queries_pending_max: int = 65_536
     """Reads that may wait for their read round at this node; more are answered Busy."""
@@ -316,8 +317,8 @@ class NodeConfig:
             )
 
     def _check_sizes(self) -> None:
-        if self.window_slots & (self.window_slots - 1) or not 1024 <= self.window_slots <= 2**24:
-            raise ConfigError(f"window_slots is {self.window_slots}; use a power of two in 1024..{2**24}")
+        if self.window_slots & (self.window_slots - 1) or not 1024 <= self.window_slots <= 2**18:
+            raise ConfigError(f"window_slots is {self.window_slots}; use a power of two in 1024..{2**18}")
         at_most = (
             ("command_bytes_max", "block_bytes_max", self.block_bytes_max - 4 * KIB, "less 4 KiB for its header"),
             ("commands_per_block_max", "window_slots", self.window_slots // 4, "/ 4"),

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["MemoryDirectory", "OsDirectory", "PowerLoss"]
+__all__ = ["MemoryDirectory", "OsDirectory", "PowerLoss", "naming"]
 
 SECTOR_BYTES = 512
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """System calls on descriptors fail without saying on which file: add its name, and what was tried."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, f"{what} failed: {error.strerror or error}", os.fspath(path)) from error
 
 
 class OsDirectory:
@@ -34,38 +46,41 @@ class OsDirectory:
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Return `length` bytes at `offset`; fewer only where the file ends."""
-        descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            data = os.pread(descriptor, length, offset)
-            while len(data) < length:
-                more = os.pread(descriptor, length - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
-            return data
-        finally:
-            os.close(descriptor)
+        with naming(self.path / name, "reading"):
+            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(descriptor, length, offset)
+                while len(data) < length:
+                    more = os.pread(descriptor, length - len(data), offset + len(data))
+                    if not more:
+                        break
+                    data += more
+                return data
+            finally:
+                os.close(descriptor)
 
     def create(self, name: str, size: int) -> None:
         """Create a file of `size` zero bytes that take no room yet; it must not exist."""
-        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(descriptor, size)
-        finally:
-            os.close(descriptor)
+        with naming(self.path / name, "creating"):
+            descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.ftruncate(descriptor, size)
+            finally:
+                os.close(descriptor)
 
     def write(self, name: str, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
         """Write all buffers, one behind the other, from `offset` on."""
-        descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            for buffer in buffers:
-                view = memoryview(buffer)
-                while view:
-                    written = os.pwrite(descriptor, view, offset)
-                    view = view[written:]
-                    offset += written
-        finally:
-            os.close(descriptor)
+        with naming(self.path / name, "writing"):
+            descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                for buffer in buffers:
+                    view = memoryview(buffer)
+                    while view:
+                        written = os.pwrite(descriptor, view, offset)
+                        view = view[written:]
+                        offset += written
+            finally:
+                os.close(descriptor)
 
     def sync(self, name: str) -> None:
         """Make the contents and the size of a file durable."""
@@ -87,11 +102,12 @@ class OsDirectory:
 
     @staticmethod
     def _fsync(path: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with naming(path, "syncing"):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 class PowerLoss(Exception):  # noqa: N818 - it is an event, not an error of the directory

@@ -31,11 +31,10 @@ __all__ = ["Driver", "JournalStorage"]
 logger = logging.getLogger(__name__)
 
 NS_PER_MS = 1_000_000
-INLINE_SYNC_NS_MAX = 1_000_000
-# About four small commands, and the blocks of clients that may be unanswered. With more of either the thread is
-# better, because what comes in during its sync makes the next group larger.
-INLINE_WRITE_BYTES_MAX = 1024
-INLINE_BLOCKS_MAX = 2
+# A sync is waited for here only if it is quicker than handing it to the writer thread and back. On slower disks the
+# thread is better even for a single client: the loop can act on whichever disks of the cluster are done first.
+INLINE_SYNC_NS_MAX = 100_000
+INLINE_WRITE_BYTES_MAX = 64 * 1024
 
 
 class JournalStorage(Protocol):
@@ -151,10 +150,8 @@ class Driver:
     # 1. Journal
 
     def _may_sync_inline(self, write: JournalWrite) -> bool:
-        """Handing a write to the thread and back takes longer than a quick disk; waiting here keeps clients waiting."""
         return (
-            self._service.blocks_inflight <= INLINE_BLOCKS_MAX
-            and write.nbytes <= INLINE_WRITE_BYTES_MAX
+            write.nbytes <= INLINE_WRITE_BYTES_MAX
             and write.new_segment is None
             and self._storage.recent_sync_ns < INLINE_SYNC_NS_MAX
         )
@@ -208,26 +205,29 @@ class Driver:
             future.add_done_callback(partial(self._read_done, read))
 
     def _read_done(self, read: JournalRead, future: asyncio.Future[bytes]) -> None:
-        if self._is_stopped or future.cancelled():
+        if future.cancelled():
             return
-        error = future.exception()
-        data = b""
-        if error is None:
-            data = future.result()
-        elif isinstance(error, OSError):
-            # Unreadable here is not lost: the core asks its peers for what the journal does not give.
-            self._tell_unreadable(read, str(error))
-        else:
-            self._fail(error)
+        if self._is_stopped:
+            future.exception()  # looked at, so that nobody complains that it was not
             return
         try:
-            self._replica.journal_data(read, data)
-        except Exception as problem:
+            self._take_read(read, future)
+        except BaseException as problem:
             self._fail(problem)
-            return
+            if not isinstance(problem, Exception):
+                raise
+        self.wake()
+
+    def _take_read(self, read: JournalRead, future: asyncio.Future[bytes]) -> None:
+        try:
+            data = future.result()
+        except OSError as error:
+            # Unreadable here is not lost: the core asks its peers for what the journal does not give.
+            self._tell_unreadable(read, str(error))
+            data = b""
+        self._replica.journal_data(read, data)
         if read.is_corrupt:
             self._tell_unreadable(read, "the record is corrupt")
-        self.wake()
 
     def _tell_unreadable(self, read: JournalRead, why: str) -> None:
         """Once per slot: the core asks for it again and again until a peer has sent it."""

@@ -192,10 +192,12 @@ class Node:
             phase1_quorum=config.phase1_size,
             phase2_quorum=config.phase2_size,
             durability=config.durability,
+            sessions_max=config.sessions_max,
+            result_bytes_per_session_max=config.result_bytes_per_session_max,
             record=record,
         )
         service = ClientService(
-            config, self.state_machine, status=self.status, changed=self._wake, clock_ns=time.monotonic_ns
+            config, self.state_machine, status=self.status, changed=self._say_not_ready, clock_ns=time.monotonic_ns
         )
         self._service = service
         service.writer = self._make_writer()
@@ -291,8 +293,8 @@ class Node:
             log_memory_bytes=config.log_memory_bytes,
             block_bytes_max=config.block_bytes_max,
             commands_per_block_max=config.commands_per_block_max,
-            sessions_max=config.sessions_max,
-            result_bytes_per_session_max=config.result_bytes_per_session_max,
+            sessions_max=record.sessions_max,
+            result_bytes_per_session_max=record.result_bytes_per_session_max,
             heartbeat_interval_ns=config.heartbeat_interval_ms * NS_PER_MS,
             resend_timeout_ns=config.resend_timeout_ms * NS_PER_MS,
             fetch_timeout_ns=config.fetch_timeout_ms * NS_PER_MS,
@@ -361,12 +363,9 @@ class Node:
 
         self._tick_timer = loop.call_later(TICK_S, tick)
 
-    def _wake(self) -> None:
-        """Clients asked for something."""
-        if self._driver is not None:
-            self._driver.wake()
-        elif self._service is not None:
-            # Not founded yet: there is nothing to drive, but even "not ready" must be said.
+    def _say_not_ready(self) -> None:
+        """Clients asked for something before founding: there is nothing to drive, but they must be answered."""
+        if self._service is not None:
             asyncio.get_running_loop().call_soon(self._service.flush)
 
     # For users

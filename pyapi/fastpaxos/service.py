@@ -80,12 +80,10 @@ class ClientService:
         self.replica: Replica | None = None
         self.writer = FrameWriter(0, 0, 0)
         self.queries_pending = 0
-        self.blocks_inflight = 0
-        """Blocks of connected clients that the core has taken and not answered yet."""
         self._config = config
         self._machine = machine
         self._status = status
-        self._changed = changed
+        self.changed = changed
         self._clock_ns = clock_ns
         self._outgoing: dict[ClientConnection, list[bytes]] = {}
         self._paused: set[ClientConnection] = set()
@@ -116,12 +114,7 @@ class ClientService:
         else:
             status = replica.submit(block, (connection, request_id, WAIT_BLOCK, key))
         if status == OK:
-            known = connection.inflight.get(key)
-            if known is None:
-                self.blocks_inflight += 1
-                connection.inflight_bytes += size
-            else:
-                connection.inflight_bytes += size - known
+            connection.inflight_bytes += size - connection.inflight.get(key, 0)
             connection.inflight[key] = size
             if replica is not None and replica.window_is_filling:
                 self._pause(connection)
@@ -129,7 +122,7 @@ class ClientService:
             session_id, first_sequence = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
             leader = self._leader_hint(status)
             self._send(connection, self.writer.reply(session_id, first_sequence, request_id, 0, status, leader, 0))
-        self._changed()
+        self.changed()
 
     def _take_query(self, connection: ClientConnection, frame: Frame) -> None:
         query = parse_query(frame)
@@ -145,7 +138,7 @@ class ClientService:
             self.queries_pending += 1
         else:
             self._send(connection, self.writer.query_reply(query.query_id, status, self._leader_hint(status), 0))
-        self._changed()
+        self.changed()
 
     def _take_control(self, connection: ClientConnection, message: Mapping[str, Any]) -> None:
         op = message.get("op")
@@ -163,7 +156,7 @@ class ClientService:
             self._send(connection, self.writer.control({"op": "pong", "request_id": request_id}))
         else:
             self._control_error(connection, request_id, MALFORMED, f"unknown control message {repr(op)[:100]}")
-        self._changed()
+        self.changed()
 
     def _open_session(self, connection: ClientConnection, request_id: int, message: Mapping[str, Any]) -> None:
         nonce = message.get("nonce")
@@ -211,7 +204,7 @@ class ClientService:
             if connection.closed:
                 continue
             if what == WAIT_BLOCK:
-                self._release(connection, detail)
+                connection.inflight_bytes -= connection.inflight.pop(detail, 0)
                 leader = 0 if status == OK else self._leader_hint(status)
                 frame = make_reply(session_id, first_sequence, request_id, count, status, leader, slot_begin, results)
             elif what == WAIT_OPEN:
@@ -263,14 +256,6 @@ class ClientService:
         """The client is gone. What waits for it in the core comes back later and is dropped then."""
         self._paused.discard(connection)
         self._outgoing.pop(connection, None)
-        self.blocks_inflight -= len(connection.inflight)
-        connection.inflight.clear()
-
-    def _release(self, connection: ClientConnection, key: bytes) -> None:
-        size = connection.inflight.pop(key, None)
-        if size is not None:
-            self.blocks_inflight -= 1
-            connection.inflight_bytes -= size
 
     def _send(self, connection: ClientConnection, frame: bytes) -> None:
         self._outgoing.setdefault(connection, []).append(frame)

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import msgpack
 
-from fastpaxos.directory import MemoryDirectory, OsDirectory
+from fastpaxos.directory import MemoryDirectory, OsDirectory, naming
 from fastpaxos_core.block import crc32c
 from fastpaxos_core.errors import ConfigError, CorruptionError, FrameError, InternalError, InvariantError
 from fastpaxos_core.founding import DURABILITY_MODES, FoundingRecord
@@ -208,7 +208,7 @@ class Storage:
 
     def _store_identity(self, identity: DirectoryIdentity) -> None:
         temporary = self.path / (IDENTITY_NAME + TEMPORARY_SUFFIX)
-        with temporary.open("wb") as file:
+        with naming(temporary, "writing"), temporary.open("wb") as file:
             file.write(identity.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -384,11 +384,12 @@ class Storage:
 
 
 def _sync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path, "syncing"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _make_directory(path: Path) -> None:

@@ -58,6 +58,7 @@ class Switchboard:
         self.election: Election | None = None
         self.transport: Transport | None = None
         self._founding = founding
+        self.client_frame = service.take
         self._fail = fail
         self._clock_ns = clock_ns
         self._wall_ns = wall_ns
@@ -86,6 +87,7 @@ class Switchboard:
             now_ns=self._clock_ns(),
         )
         self.service.replica = replica
+        self.service.changed = driver.wake
         self.tick()
 
     # Time
@@ -196,9 +198,6 @@ class Switchboard:
             self._founding.control(peer, message)
         else:
             raise FrameError(f"node {peer} sent the unknown control message {op!r}")
-
-    def client_frame(self, connection: ClientConnection, frame: Frame) -> None:
-        self.service.take(connection, frame)
 
     def client_disconnected(self, connection: ClientConnection) -> None:
         self.service.forget(connection)

@@ -16,6 +16,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from random import Random
 from typing import Any, Protocol
 
@@ -30,6 +31,8 @@ __all__ = ["Transport", "TransportHandler"]
 logger = logging.getLogger(__name__)
 
 RECEIVE_BYTES = 256 * 1024
+LAST_REPLICA_TYPE = int(FrameType.LEARN)
+CONTROL = int(FrameType.CONTROL)
 BACKLOG = 1024
 REDIAL_DELAY_MIN_S = 0.010
 REDIAL_DELAY_MAX_S = 1.0
@@ -244,7 +247,7 @@ class Transport:
                 )
             self._strangers.discard(connection)
             self.clients.add(connection)
-            self._begin(connection, "client", lambda frame: self.handler.client_frame(connection, frame))
+            self._begin(connection, "client", partial(self.handler.client_frame, connection))
             connection.send([self.writer.hello(self.handler.client_hello())])
             return
         check_peer(own, hello, self.config.cluster, dialed_peer)
@@ -268,7 +271,7 @@ class Transport:
         if replaced is not None:
             logger.info("node %d: a newer connection of node %d replaces the older one", self.config.node_id, peer)
             replaced.abort()
-        self._begin(connection, "peer", lambda frame: self._peer_frame(connection, peer, frame))
+        self._begin(connection, "peer", partial(self._peer_frame, connection, peer))
         if answer:
             connection.send([self.writer.hello(self.handler.identity.hello("peer"))])
         logger.debug("node %d: connected with node %d, boot %d", self.config.node_id, peer, hello.boot)
@@ -285,9 +288,9 @@ class Transport:
     def _peer_frame(self, connection: Connection, peer: int, frame: Frame) -> None:
         if self.peers.get(peer) is not connection:
             return  # a frame of a connection that was replaced while its bytes were being read
-        if frame.type <= FrameType.LEARN:
+        if frame.type <= LAST_REPLICA_TYPE:
             self.handler.peer_frame(peer, frame)
-        elif frame.type == FrameType.CONTROL:
+        elif frame.type == CONTROL:
             message = parse_mapping(frame)
             op = message.get("op")
             if op == "ping":

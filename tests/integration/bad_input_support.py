@@ -1,4 +1,4 @@
-"""For the bad-input tests: a disk that fails on demand, journals as bytes, and a client that sends what it should not."""
+"""For the bad-input tests: a disk that fails on demand, journals as bytes, a client that sends what it should not."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from fastpaxos_core.wire import Frame, FrameSplitter, FrameType, FrameWriter, Re
 from local_cluster import PATIENCE_S
 
 CLIENT_INCARNATION = 0xC11E47
-CRASHED = "this is where the machine crashed"
 
 # --- a disk that fails ------------------------------------------------------------------------------------------------
 
-# Stands between a process and the C library. The file $DISK_FAULT says "call errno pid": that call fails with that errno
-# in that process (0: in every one), for as long as the file says so.
+# Stands between a process and the C library. The file $DISK_FAULT says "call errno pid": that call fails with that
+# errno in that process (0: in every one), for as long as the file says so.
 FAULT_SOURCE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -260,10 +259,19 @@ class RawClient:
     async def reply(self) -> Reply:
         return parse_reply(await self.frame(FrameType.REPLY))
 
+    async def greeting(self) -> None:
+        """Take the node's hello: from now on frames name its cluster, as they must."""
+        frame = await self.frame(FrameType.HELLO)
+        self.cluster_id = self.frames.cluster_id = frame.cluster_id
+
+    async def greet(self) -> None:
+        """Say hello and take the node's."""
+        await self.send(self.hello())
+        await self.greeting()
+
     async def begin_session(self, nonce: bytes) -> int:
         """Say hello, and open a session at a node that leads."""
-        await self.send(self.hello())
-        await self.frame(FrameType.HELLO)
+        await self.greet()
         while True:
             await self.send(self.open_session(nonce))
             message = await self.control("session_opened", "error")
@@ -278,6 +286,15 @@ class RawClient:
             with contextlib.suppress(ConnectionError):
                 while await self._reader.read(1 << 16):
                     pass
+
+    @staticmethod
+    def hello_without_connection() -> bytes:
+        """The hello of a client that knows no cluster yet."""
+        return FrameWriter(0, CLIENT_INCARNATION, 0).hello(client_hello(CLIENT_INCARNATION, b""))
+
+    def abort(self) -> None:
+        """Break the connection at once."""
+        self._writer.transport.abort()
 
     async def close(self) -> None:
         self._writer.close()

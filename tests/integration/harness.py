@@ -54,13 +54,6 @@ class FaultCluster(ClusterProcess):
         finally:
             self.cluster = members
 
-    def kill(self, node_id: int) -> None:
-        """SIGKILL replica `node_id` and wait until it is gone."""
-        super().kill(node_id)
-        pipe = self._processes[node_id].stdin
-        if pipe is not None:
-            pipe.close()
-
     def logs(self) -> str:
         """The end of every replica's log."""
         return "\n".join(f"--- log of replica {node_id}\n{self.log_tail(node_id)}" for node_id in self.cluster)
@@ -262,7 +255,7 @@ class Scenario:
 
         def is_silent(seen: Statuses) -> bool:
             silent = {peer["node_id"]: peer.get("silent_ms", 0) for peer in seen[0].get("peers") or ()}
-            return silent.get(speaker, 0) >= least_ms
+            return bool(silent.get(speaker, 0) >= least_ms)
 
         return await self.until(is_silent, f"the silence of replica {speaker} at replica {listener}", [listener])
 

@@ -92,10 +92,6 @@ class CallHistory:
         call.applied_index, call.count, call.digest = msgpack.unpackb(answer)
         return call
 
-    def failed(self, who: str) -> list[ClientError]:
-        """The errors that the calls of one worker ended with."""
-        return [call.error for call in (*self.writes, *self.reads) if call.who == who and call.error is not None]
-
     def check(self, log: LogModel) -> None:
         """Judge every answer by the applied order. Raises Violation."""
         place = {command: number for number, command in enumerate(applied_commands(log), 1)}
@@ -154,9 +150,9 @@ class CallHistory:
                         answered_ns=call.answered_ns,
                     )
                 )
-        for call in self.reads:
-            if call.answered_ns is not None:
-                history.reads.append(Read(call.who, call.invoked_ns, call.answered_ns, call.count))
+        for read in self.reads:
+            if read.answered_ns is not None:
+                history.reads.append(Read(read.who, read.invoked_ns, read.answered_ns, read.count))
         return history
 
 

@@ -13,6 +13,7 @@ from fastpaxos.testing import LoneReplica, batch
 from fastpaxos_core.ballot import pack_ballot, unpack_ballot
 from fastpaxos_core.block import BlockView, build_block, build_noop
 from fastpaxos_core.errors import FrameError, InvariantError
+from fastpaxos_core.wire import ReplyStatus
 
 OLD = pack_ballot(1, 2)
 OLDER = pack_ballot(1, 1)
@@ -33,43 +34,32 @@ def proposed(candidate: LoneReplica, to: int = 2) -> list[dict[str, Any]]:
     return [entry for message in candidate.sent("accept", to=to) for entry in message["entries"]]
 
 
-def answer_fetches(candidate: LoneReplica, values: list[dict[str, Any]]) -> int:
-    """Give the candidate the bytes that it asks for; return how many it asked for."""
-    asked = 0
-    while fetches := candidate.sent("fetch"):
-        for fetch in fetches:
-            asked += 1
-            entries = [
-                value
-                for value in values
-                if (value["slot_begin"], value["value_crc"]) == (fetch["slot_begin"], fetch["value_crc"])
-            ]
-            candidate.receive(fetch["to"], "learn", OLD, entries[:1], request_id=fetch["request_id"])
-    return asked
+def answer_fetches(candidate: LoneReplica, values: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the candidate the bytes of values that it asks for; return all that it sent."""
+    messages: list[dict[str, Any]] = []
+    while sent := candidate.sent():
+        messages += sent
+        for fetch in sent:
+            if fetch["message"] == "fetch" and fetch["ballot"]:
+                found = [value for value in values if value["value_crc"] == fetch["value_crc"]]
+                candidate.receive(fetch["to"], "learn", OLD, found[:1], request_id=fetch["request_id"])
+    return messages
+
+
+def proposals_to(messages: list[dict[str, Any]], to: int = 2) -> list[dict[str, Any]]:
+    accepts = [message for message in messages if message["message"] == "accept" and message["to"] == to]
+    return [entry for message in accepts for entry in message["entries"]]
 
 
 def recovery_of(candidate: LoneReplica, reports: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Run a candidacy against these reports by peer; return what is proposed to node 2, in order."""
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.sent()
     for peer, entries in reports.items():
         candidate.receive(peer, "promise", ballot, entries)
-    values = [entry for entries in reports.values() for entry in entries]
-    candidate.replica.take_write()
-    fetched: list[dict[str, Any]] = []
-    accepts: list[dict[str, Any]] = []
-    for _ in range(100):
-        messages = candidate.sent()
-        accepts += [item for message in messages if message["message"] == "accept" and message["to"] == 2
-                    for item in message["entries"]]
-        fetched = [message for message in messages if message["message"] == "fetch"]
-        if not fetched:
-            break
-        for fetch in fetched:
-            found = [value for value in values if value["value_crc"] == fetch["value_crc"]]
-            candidate.receive(fetch["to"], "learn", OLD, found[:1], request_id=fetch["request_id"])
-    assert all(entry["ballot"] == ballot for entry in accepts)
-    return accepts
+    messages = answer_fetches(candidate, [entry for entries in reports.values() for entry in entries])
+    assert {entry["ballot"] for entry in proposals_to(messages)} == {ballot}
+    return proposals_to(messages)
 
 
 def test_52_a_ballot_is_new_above_everything_seen_and_names_its_node() -> None:
@@ -112,7 +102,7 @@ def test_52_phase_1_asks_for_all_slots_above_commit_index() -> None:
 def test_52_without_a_quorum_of_promises_nothing_is_proposed() -> None:
     """5.2 and 5.4: a Phase 1 quorum must have promised."""
     candidate = LoneReplica(members=(1, 2, 3, 4, 5))
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.receive(2, "promise", ballot)
     assert proposed(candidate) == []
     candidate.receive(3, "promise", ballot)
@@ -122,7 +112,7 @@ def test_52_without_a_quorum_of_promises_nothing_is_proposed() -> None:
 def test_52_each_acceptor_counts_once() -> None:
     """5.2: a promise that arrives twice is one promise."""
     candidate = LoneReplica(members=(1, 2, 3, 4, 5))
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     for _ in range(3):
         candidate.receive(2, "promise", ballot)
     assert proposed(candidate) == []
@@ -132,7 +122,7 @@ def test_52_each_acceptor_counts_once() -> None:
 def test_52_promises_of_another_ballot_or_boot_are_ignored(fields: dict[str, int]) -> None:
     """5.2: replies of another ballot or boot are ignored."""
     candidate = LoneReplica()
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.receive(2, "promise", fields.pop("ballot", ballot), **fields)
     assert proposed(candidate) == []
     candidate.receive(2, "promise", ballot)
@@ -142,7 +132,7 @@ def test_52_promises_of_another_ballot_or_boot_are_ignored(fields: dict[str, int
 def test_52_a_promise_counts_when_all_its_parts_are_here() -> None:
     """5.2: a Promise comes in parts, and is nothing before the last one."""
     candidate = LoneReplica()
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.sent()
     candidate.receive(2, "promise", ballot, part=1, part_count=2)
     candidate.receive(2, "promise", ballot, part=1, part_count=2)
@@ -154,7 +144,7 @@ def test_52_a_promise_counts_when_all_its_parts_are_here() -> None:
 def test_52_parts_of_two_different_answers_are_not_one_promise() -> None:
     """5.2: an acceptor that committed something between two answers cuts its list differently; parts do not mix."""
     candidate = LoneReplica()
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.sent()
     values = [batch(slot, block(f"v{slot}"), OLD) for slot in range(1, 5)]
     # The first answer is [1, 2] + [3, 4]; the second, after slot 1 was committed, is [2, 3] + [4].
@@ -162,27 +152,22 @@ def test_52_parts_of_two_different_answers_are_not_one_promise() -> None:
     candidate.receive(2, "promise", ballot, values[3:], part=1, part_count=2, commit_index=1)
     for fetch in candidate.sent("fetch"):
         candidate.receive(2, "learn", OLD, [dict(values[0], flags=1)], request_id=fetch["request_id"], commit_index=1)
-    answer_fetches(candidate, values)
-    assert [entry["slot_begin"] for entry in proposed(candidate)] == []
+    assert proposals_to(answer_fetches(candidate, values)) == []
     candidate.receive(2, "promise", ballot, values[1:3], part=0, part_count=2, commit_index=1)
-    assert answer_fetches(candidate, values) == 3
-    assert [place(entry) for entry in proposed(candidate)] == [place(value) for value in values[1:]]
+    proposals = proposals_to(answer_fetches(candidate, values))
+    assert [place(entry) for entry in proposals] == [place(value) for value in values[1:]]
 
 
 def test_52_the_candidate_fetches_committed_batches_first() -> None:
     """5.2: first it fetches committed batches up to the highest commit_index promised."""
     candidate = LoneReplica()
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.sent()
     known = [batch(1, block("a", 2), OLD, flags=1), batch(3, block("b"), OLD, flags=1)]
     candidate.receive(2, "promise", ballot, commit_index=3)
-    assert proposed(candidate) == []
-    candidate.tick(600)
-    fetches = [message for message in candidate.sent("fetch") if message["ballot"] == 0] or []
-    assert fetches or candidate.replica.commit_index == 0
-    candidate.tick(600)
-    for fetch in candidate.sent("fetch") + fetches:
-        candidate.receive(2, "learn", OLD, known, request_id=fetch["request_id"], commit_index=3)
+    [fetch] = candidate.sent()
+    assert (fetch["message"], fetch["ballot"], fetch["slot_begin"], fetch["to"]) == ("fetch", 0, 1, 2)
+    candidate.receive(2, "learn", OLD, known, request_id=fetch["request_id"], commit_index=3)
     assert candidate.replica.commit_index == 3
     [first] = proposed(candidate)
     assert first["slot_begin"] == 4
@@ -246,23 +231,23 @@ def test_52_at_least_one_slot_is_proposed() -> None:
 def test_52_no_new_command_before_recovery_is_committed() -> None:
     """5.2: only then does it add new commands."""
     candidate = LoneReplica()
-    candidate.campaign()
-    assert candidate.replica.open_session(bytes(16), "waiter") == 3
+    candidate.campaign(NEWER)
+    assert candidate.replica.open_session(bytes(16), "waiter") == ReplyStatus.NOT_LEADER
     ballot = candidate.replica.ballot
     candidate.receive(2, "promise", ballot, [batch(1, block("v"), OLD)])
-    assert candidate.replica.role == "candidate"
-    assert candidate.replica.open_session(bytes(16), "waiter") in (3, 4)
-    answer_fetches(candidate, [batch(1, block("v"), OLD)])
-    assert candidate.replica.open_session(bytes(16), "waiter") == 4
-    candidate.accept_all(2)
+    assert candidate.replica.open_session(bytes(16), "waiter") == ReplyStatus.NOT_LEADER
+    recovered = proposals_to(answer_fetches(candidate, [batch(1, block("v"), OLD)]))
+    assert candidate.replica.open_session(bytes(16), "waiter") == ReplyStatus.NOT_READY
+    candidate.sync()
+    candidate.receive(2, "accepted", ballot, recovered)
     candidate.apply()
-    assert candidate.replica.open_session(bytes(16), "waiter") == 0
+    assert candidate.replica.open_session(bytes(16), "waiter") == ReplyStatus.OK
 
 
 def test_52_two_values_for_one_ballot_and_slot_stop_the_candidate() -> None:
     """5.1: two different values reported for one (ballot, slot) are an InvariantError."""
     candidate = LoneReplica(members=(1, 2, 3, 4, 5))
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.receive(2, "promise", ballot, [batch(1, block("a"), OLD)])
     with pytest.raises(InvariantError):
         candidate.receive(3, "promise", ballot, [batch(1, block("b"), OLD)])
@@ -273,7 +258,7 @@ def test_52_an_unknown_range_does_not_count_toward_its_quorum() -> None:
     """5.2: unknown (corrupt on that disk) never counts toward that range's quorum."""
     unknown = {"slot_begin": 1, "slot_end": 4, "flags": 2}
     candidate = LoneReplica(members=(1, 2, 3))
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.receive(2, "promise", ballot, [unknown])
     assert proposed(candidate) == []
     candidate.receive(3, "promise", ballot)
@@ -285,7 +270,7 @@ def test_52_an_unknown_range_below_commit_index_harms_nobody() -> None:
     candidate = LoneReplica()
     candidate.receive(3, "accept", OLDER + 2, [batch(1, block("a", 3), OLDER + 2)])
     candidate.receive(3, "commit", OLDER + 2, commit_index=3)
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.receive(2, "promise", ballot, [{"slot_begin": 1, "slot_end": 4, "flags": 2}], slot_begin=4)
     assert len(proposed(candidate)) == 1
 
@@ -293,7 +278,7 @@ def test_52_an_unknown_range_below_commit_index_harms_nobody() -> None:
 def test_52_values_that_overlap_what_was_committed_meanwhile_are_dropped() -> None:
     """5.2: the plan is made above commit_index; what reaches below it lost."""
     candidate = LoneReplica()
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.sent()
     stale = batch(2, block("stale", 2), OLDER)
     candidate.receive(3, "heartbeat_reply", ballot, commit_index=2)
@@ -310,7 +295,7 @@ def test_52_values_that_overlap_what_was_committed_meanwhile_are_dropped() -> No
 def test_52_a_wrong_value_in_answer_to_a_fetch_is_refused() -> None:
     """5.2: the value fetched is the one that was promised."""
     candidate = LoneReplica()
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.sent()
     candidate.receive(2, "promise", ballot, [batch(1, block("a"), OLD)])
     [fetch] = candidate.sent("fetch")
@@ -321,7 +306,7 @@ def test_52_a_wrong_value_in_answer_to_a_fetch_is_refused() -> None:
 def test_52_a_candidate_that_is_told_of_a_higher_promise_gives_up() -> None:
     """5.2 with Nack: a higher promised ballot ends the candidacy, and the next ballot is above it."""
     candidate = LoneReplica()
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.receive(3, "nack", ballot, promised_ballot=pack_ballot(9, 3))
     assert candidate.replica.role == "follower"
     candidate.receive(2, "promise", ballot)
@@ -332,7 +317,7 @@ def test_52_a_candidate_that_is_told_of_a_higher_promise_gives_up() -> None:
 def test_52_a_candidate_that_promises_more_gives_up() -> None:
     """5.1 and 5.2: who promised a higher ballot no longer proposes in its own."""
     candidate = LoneReplica()
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.receive(3, "prepare", pack_ballot(9, 3), slot_begin=1)
     candidate.receive(2, "promise", ballot)
     candidate.sync()
@@ -343,7 +328,7 @@ def test_52_a_candidate_that_promises_more_gives_up() -> None:
 def test_52_prepare_is_repeated_to_whoever_has_not_promised() -> None:
     """Design, core contract: the core owns resending."""
     candidate = LoneReplica(members=(1, 2, 3, 4, 5))
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     candidate.sent()
     candidate.receive(2, "promise", ballot)
     candidate.tick(500)
@@ -353,6 +338,6 @@ def test_52_prepare_is_repeated_to_whoever_has_not_promised() -> None:
 def test_52_a_promise_with_a_batch_of_its_own_ballot_or_above_is_a_bad_frame() -> None:
     """5.1: what is accepted at a promise of b has a lower ballot than b."""
     candidate = LoneReplica()
-    ballot = candidate.campaign()
+    ballot = candidate.campaign(NEWER)
     with pytest.raises(FrameError):
         candidate.receive(2, "promise", ballot, [batch(1, block("a"), ballot + (1 << 16))])

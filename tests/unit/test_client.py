@@ -244,7 +244,7 @@ async def test_garbage_from_a_server_is_survived(node: FakeNode, garbage: bytes)
 async def test_garbage_is_named_in_the_error(node: FakeNode) -> None:
     node.on_connect = lambda connection: connection.send(b"\0" * 200) is not None
     async with client_of(node) as client:
-        with pytest.raises(NoLeader, match="magic"):
+        with pytest.raises(NoLeader, match="does not speak this protocol"):
             await client.execute(b"a", timeout=0.1)
 
 

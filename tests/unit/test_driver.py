@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastpaxos.driver import INLINE_BLOCKS_MAX, INLINE_SYNC_NS_MAX, INLINE_WRITE_BYTES_MAX, Driver
+from fastpaxos.driver import INLINE_SYNC_NS_MAX, INLINE_WRITE_BYTES_MAX, Driver
 from fastpaxos.hashchain import HashChain
 from fastpaxos.statemachine import ApplyContext, StateMachine
 from fastpaxos_core.block import BlockView, build_block
@@ -96,7 +96,6 @@ class FakeStorage:
 class FakeService:
     def __init__(self, log: list[Any]) -> None:
         self.log = log
-        self.blocks_inflight = 0
 
     def answer_blocks(self) -> None:
         self.log.append("blocks")
@@ -183,12 +182,11 @@ async def test_a_small_write_on_a_quick_disk_is_synced_here_after_the_accepts_ha
     ]
 
 
-@pytest.mark.parametrize("why", ["large", "slow disk", "many clients", "new segment"])
+@pytest.mark.parametrize("why", ["large", "slow disk", "new segment"])
 async def test_other_writes_go_to_the_thread_and_their_end_takes_a_turn(why: str) -> None:
     world = World()
     nbytes = INLINE_WRITE_BYTES_MAX + (512 if why == "large" else 0)
     world.storage.recent_sync_ns = INLINE_SYNC_NS_MAX - (0 if why == "slow disk" else 1)
-    world.service.blocks_inflight = INLINE_BLOCKS_MAX + (1 if why == "many clients" else 0)
     world.replica.writes = [make_write(7, nbytes, ("name", b"", 0) if why == "new segment" else None)]
     world.replica.after_sync = [(2, [b"promise"])]
     world.now_ns = 10
@@ -249,24 +247,34 @@ async def test_the_completion_of_a_write_after_the_stop_is_ignored() -> None:
     assert world.errors == []
 
 
+async def read_back(world: World, data: bytes | Exception, *, is_corrupt: bool = False) -> None:
+    """Let the core ask for one piece of the journal, which the storage answers with `data`, and wait for the end."""
+    world.storage.data = data
+    world.replica.reads = [SimpleNamespace(slot=9, is_corrupt=is_corrupt, segment_name="segment", offset=512)]
+    await world.turn()
+    async with asyncio.timeout(20):
+        while not world.log and not world.errors:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
 async def test_journal_reads_run_in_threads_and_unreadable_pieces_are_empty(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     for data, expected in ((b"bytes", b"bytes"), (OSError(5, "EIO"), b"")):
-        world.storage.data = data
-        world.replica.reads = ["piece"]
-        await world.turn()
-        async with asyncio.timeout(20):
-            while not world.log or ("data", "piece", expected) not in world.log:  # noqa: ASYNC110
-                await asyncio.sleep(0)
-        world.done()
-    assert "cannot read back 'piece'" in caplog.text
-    world.storage.data = ZeroDivisionError("bug")
-    world.replica.reads = ["piece"]
-    await world.turn()
-    async with asyncio.timeout(20):
-        while not world.errors:  # noqa: ASYNC110
-            await asyncio.sleep(0)
+        await read_back(world, data)
+        ((what, read, given),) = world.done()
+        assert (what, read.slot, given) == ("data", 9, expected)
+    assert caplog.text.count("slot 9") == 1
+    assert world.errors == []
+    await read_back(world, ZeroDivisionError("bug"))
     assert isinstance(world.errors[0], ZeroDivisionError)
+
+
+async def test_a_corrupt_place_is_told_once_per_slot(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    for _ in range(3):
+        await read_back(world, b"bytes", is_corrupt=True)
+        world.done()
+    assert caplog.text.count("the record is corrupt") == 1
 
 
 class Ticking(StateMachine):

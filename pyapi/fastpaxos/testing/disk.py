@@ -89,6 +89,19 @@ class SimDisk:
         for file in self._names.values():
             file.crash(random, random.choice((0.0, 0.5, 0.9, 1.0)) if survival is None else survival)
 
+    def corrupt(self, name: str, offset: int, mask: int = 0xFF) -> None:
+        """Flip bits of one byte of a file where it lies, as rot does."""
+        file = self._file(name)
+        for image in (file.visible, file.durable):
+            if offset < len(image):
+                image[offset] ^= mask
+
+    def truncate(self, name: str, size: int) -> None:
+        """Lose the end of a file, as a broken file system does."""
+        file = self._file(name)
+        del file.visible[size:]
+        del file.durable[size:]
+
     def _begin(self) -> None:
         self.operations += 1
         if self.crash_at is not None and self.operations >= self.crash_at:

@@ -170,6 +170,13 @@ class LoneReplica:
         while self.begin_write():
             self.end_write()
 
+    def write_marker(self) -> bool:
+        """Write the marker that names the durable point, if one is due; it is not synced."""
+        marker = self.replica.take_marker()
+        if marker is not None:
+            perform(self.disk, marker, durable=False)
+        return marker is not None
+
     # State machine
 
     def apply(self) -> list[tuple[int, list[bytes]]]:
@@ -187,8 +194,13 @@ class LoneReplica:
 
     # Leading
 
-    def campaign(self) -> int:
-        """Begin Phase 1, make the promise durable, and return the ballot. Messages are left to be taken."""
+    def campaign(self, above: int = 0) -> int:
+        """Begin Phase 1 in a ballot higher than `above`, make the promise durable, and return the ballot.
+
+        Messages are left to be taken.
+        """
+        if above:
+            self.receive(self.peers[0], "nack", promised_ballot=above)
         self.replica.campaign()
         self.sync()
         return self.replica.ballot
