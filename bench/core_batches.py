@@ -1,6 +1,6 @@
 """Push COUNT batches of SLOTS slots through three replicas in one thread; counts what instruction counters see.
 
-Run it under `valgrind --tool=callgrind` with two counts and subtract, so that start-up cancels (`make bench-instructions`
+Run it under `valgrind --tool=callgrind` with two counts and subtract, so that start-up cancels (bench/instructions.py
 does that). Everything is included that the core does for a batch on a leader and two followers: admit, accept, frame
 encoding and splitting, block and frame checksums, journal sealing, votes, commit, deliver, session table, reply.
 """

@@ -49,7 +49,9 @@ def main() -> int:
         per_slot = per_batch / slot_count / REPLICAS
         allowed = INSTRUCTIONS_MAX.get(slot_count)
         too_many |= allowed is not None and per_slot > allowed
-        print(f"{slot_count:15d}   {per_batch:22.0f}   {per_slot:20.1f}" + (f"   (at most {allowed})" if allowed else ""))
+        print(
+            f"{slot_count:15d}   {per_batch:22.0f}   {per_slot:20.1f}" + (f"   (at most {allowed})" if allowed else "")
+        )
     return int(too_many)
 
 

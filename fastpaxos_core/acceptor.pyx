@@ -5,7 +5,7 @@ Paper: Lamport, "Paxos Made Simple" (2001), section 2.2, P1a and P2a; Multi-Paxo
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memmove, memset
 
 from fastpaxos_core.errors import FrameError, InvariantError
 
@@ -35,7 +35,7 @@ from fastpaxos_core.types cimport (
     uint32_t,
     uint64_t,
 )
-from fastpaxos_core.window cimport NO_BATCH, SLOT_ACCEPTED, SLOT_COMMITTED, Batch
+from fastpaxos_core.window cimport NO_BATCH, SLOT_ACCEPTED, Batch
 from fastpaxos_core.wire cimport FRAME_ACCEPTED, FRAME_HEARTBEAT_REPLY, FRAME_NACK, FRAME_PROMISE, Frame
 
 cdef enum:

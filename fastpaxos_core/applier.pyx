@@ -11,7 +11,6 @@ from fastpaxos_core.errors import InvariantError
 from fastpaxos_core.block cimport (
     BLOCK_COMMANDS,
     BLOCK_CONTROL,
-    BLOCK_NOOP,
     BlockHeader,
     BlockView,
 )

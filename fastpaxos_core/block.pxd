@@ -36,7 +36,8 @@ cdef enum:
 cdef int block_check(const uint8_t* data, size_t size, BlockHeader* header, bint verify_crc) noexcept nogil
 
 # CRC32C(slot_begin, slot_end, timestamp_ns, block_crc): identifies a value (docs/protocol.md, "Value CRC").
-cpdef uint32_t value_crc(uint64_t slot_begin, uint64_t slot_end, int64_t timestamp_ns, uint32_t block_crc) noexcept nogil
+cpdef uint32_t value_crc(uint64_t slot_begin, uint64_t slot_end, int64_t timestamp_ns,
+                         uint32_t block_crc) noexcept nogil
 
 # A read-only sequence of the commands of one block.
 # Ownership: holds a reference to the object that owns the bytes, and its Py_buffer, as long as it lives.

@@ -179,7 +179,8 @@ cdef class Learner:
         if not peer.connected:
             return 0
         if frame.ballot == 0:
-            return self.serve(peer, head.request_id, head.slot_begin, min(<uint64_t>head.bytes_max, <uint64_t>FETCH_BYTES))
+            bytes_max = min(<uint64_t>head.bytes_max, <uint64_t>FETCH_BYTES)
+            return self.serve(peer, head.request_id, head.slot_begin, bytes_max)
         answer.request_id = head.request_id
         answer.commit_index = state.commit_index
         answer.entry_count = 0

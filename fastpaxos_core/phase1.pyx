@@ -15,7 +15,7 @@ from fastpaxos_core.block import build_noop
 
 from fastpaxos_core.errors import FrameError, InvariantError
 
-from fastpaxos_core.ballot cimport ballot_node, ballot_round, make_ballot
+from fastpaxos_core.ballot cimport ballot_round, make_ballot
 from fastpaxos_core.block cimport BlockHeader, block_check
 from fastpaxos_core.messages cimport FetchHead, LearnHead, PrepareHead, PromiseHead, check_entries, head_of
 from fastpaxos_core.proposer cimport ROLE_CANDIDATE
@@ -88,7 +88,6 @@ def select_values(entries: list[Entry], commit_index: int) -> list[Entry]:
         known.reporters.extend(entry.reporters)
     begins = []
     taken = []
-    last_ballot = None
     for entry in sorted(by_place.values(), key=lambda item: (-item.ballot, item.slot_begin)):
         place = bisect_left(begins, entry.slot_begin)
         overlaps = (place > 0 and taken[place - 1].slot_end > entry.slot_begin) or (

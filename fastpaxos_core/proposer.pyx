@@ -1,4 +1,4 @@
-"""Phase 2 at the leader (rules 5.3 and 5.4): a batch is chosen when a Phase 2 quorum has durably accepted it in one ballot.
+"""Phase 2 at the leader (rules 5.3, 5.4): a batch is chosen when a Phase 2 quorum durably accepted it in one ballot.
 
 Accepts are streamed: each peer has a cursor, everything proposed since the last turn goes out as one frame, and peers
 with equal cursors share that frame's bytes. Votes name exact ranges, never "up to".
@@ -10,7 +10,6 @@ from libc.stdlib cimport free, malloc
 
 from fastpaxos_core.errors import FrameError, InvariantError
 
-from fastpaxos_core.ballot cimport ballot_node
 from fastpaxos_core.block cimport value_crc
 from fastpaxos_core.messages cimport (
     AcceptedHead,
@@ -36,7 +35,6 @@ from fastpaxos_core.window cimport (
     NO_BATCH,
     SLOT_ACCEPTED,
     SLOT_CHOSEN,
-    SLOT_COMMITTED,
     Batch,
 )
 from fastpaxos_core.wire cimport (

@@ -37,7 +37,7 @@ cdef class ReadIndex:
         return True
 
     cdef int confirm(self, ballot_t ballot) except -1:
-        """Count who echoed the pending round in this ballot; itself, a leader counts while it promised nothing higher."""
+        """Count who echoed the pending round in this ballot; the leader counts while it promised nothing higher."""
         cdef ReplicaState state = self.state
         cdef uint32_t votes = 0
         cdef Peer peer
@@ -72,7 +72,7 @@ cdef class ReadIndex:
     cdef int fail_all(self, int status) except -1:
         """Leadership is over: nothing that is not confirmed and applied may be answered."""
         for group in (self.arrived, self.in_round, self.confirmed):
-            for waiter, index in group:
+            for waiter, _ in group:
                 self.ready.append((waiter, status, 0))
         self.arrived = []
         self.in_round = []

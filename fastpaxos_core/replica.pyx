@@ -19,7 +19,7 @@ from fastpaxos_core.block cimport BLOCK_COMMANDS, BlockHeader, block_check
 from fastpaxos_core.journal cimport JournalRead, JournalWrite
 from fastpaxos_core.journal_format cimport StoredBatch
 from fastpaxos_core.messages cimport NackHead, check_entries, head_of
-from fastpaxos_core.proposer cimport ROLE_CANDIDATE, ROLE_FOLLOWER, ROLE_LEADER
+from fastpaxos_core.proposer cimport ROLE_FOLLOWER, ROLE_LEADER
 from fastpaxos_core.state cimport Peer, ReplicaState
 from fastpaxos_core.types cimport SLOTS_AHEAD_MAX, slot_t, uint8_t, uint32_t, uint64_t
 from fastpaxos_core.window cimport NO_BATCH, SLOT_ACCEPTED
@@ -181,7 +181,7 @@ cdef class Replica:
         self.proposer.tick()
         self._set_admission()
 
-    def peer_connected(self, int peer, int boot) -> None:
+    def peer_connected(self, int peer, uint32_t boot) -> None:
         """A connection to a member stands; `boot` is from its hello. Everything unanswered is sent again."""
         cdef Peer found = self._peer(peer)
         if found.boot != boot:
@@ -309,7 +309,6 @@ cdef class Replica:
 
     def journal_data(self, JournalRead read not None, bytes data not None) -> None:
         """The bytes that take_reads asked for."""
-        cdef Peer peer
         purpose = self.learner.read_purposes.pop(read)
         stored = self.state.journal.parse(read, data)
         if purpose[0] == "apply":
@@ -326,7 +325,6 @@ cdef class Replica:
         already is attached to that attempt, or answered from the session table. Submitting a block again replaces its
         waiter: the earlier one is not answered any more.
         """
-        cdef ReplicaState state = self.state
         cdef BlockHeader header
         cdef uint64_t size = len(block)
         cdef uint64_t expected

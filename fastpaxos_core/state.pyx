@@ -11,7 +11,6 @@ from libc.string cimport memcpy
 
 from fastpaxos_core.errors import ConfigError, FrameError, InvariantError
 
-from fastpaxos_core.ballot cimport ballot_node
 from fastpaxos_core.block cimport BlockHeader, block_check, value_crc
 from fastpaxos_core.types cimport (
     BATCH_FLAGS_KNOWN,
@@ -23,7 +22,7 @@ from fastpaxos_core.types cimport (
     uint8_t,
     uint32_t,
 )
-from fastpaxos_core.window cimport NO_BATCH, SLOT_COMMITTED, Batch
+from fastpaxos_core.window cimport NO_BATCH, Batch
 
 # Frames with less body than this are joined into one buffer; larger blocks travel as buffers of their own, uncopied.
 cdef enum:

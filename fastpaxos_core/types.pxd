@@ -18,8 +18,8 @@ cdef enum:
     BATCH_FLAGS_KNOWN = 3
 
 cdef enum:
-    # No replica accepts a batch that ends further than this above its commit_index. So what a corrupt journal record can
-    # have held is bounded, and what it makes unknown comes to an end.
+    # No replica accepts a batch that ends further than this above its commit_index. So what a corrupt journal record
+    # can have held is bounded, and what it makes unknown comes to an end.
     SLOTS_AHEAD_MAX = 1048576
 
 # One batch without its block. 48 bytes, little-endian, no padding (docs/protocol.md, "Batch descriptor").

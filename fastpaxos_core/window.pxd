@@ -22,7 +22,7 @@ cdef struct Batch:
     size_t block_offset          # of the block inside owner
 
 cdef class SlotWindow:
-    # Ownership: the NumPy arrays own the ring's memory, the raw pointers below borrow it; the batch table is malloc'd here.
+    # Ownership: the NumPy arrays own the ring's memory, the raw pointers borrow it; the batch table is allocated here.
     cdef object _ballots_array, _refs_array, _votes_array, _status_array
     cdef ballot_t* _ballots
     cdef uint32_t* _refs

@@ -27,7 +27,7 @@ cdef extern from *:
     """
     #include <string.h>
     #include <stdint.h>
-    /* Fills cells [begin, end) of a ring with `mask + 1` cells; the two straight runs are vectorised by the compiler. */
+    /* Fills cells [begin, end) of a ring of `mask + 1` cells; the compiler vectorises the two straight runs. */
     #define FP_RING_FILL(NAME, TYPE)                                                                        \\
     static inline void NAME(TYPE* cells, uint64_t mask, uint64_t begin, uint64_t end, TYPE value) {         \\
         uint64_t first = begin & mask, count = end - begin, room = mask + 1 - first;                        \\

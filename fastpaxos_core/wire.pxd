@@ -59,4 +59,5 @@ cdef class Frame:
 cdef class FrameWriter:
     cdef FrameHeader _template
     # Returns header + head as one bytes object; the caller sends body_bytes bytes of body right behind it.
-    cdef bytes encode_c(self, int frame_type, uint64_t ballot, const uint8_t* head, size_t head_bytes, size_t body_bytes)
+    cdef bytes encode_c(self, int frame_type, uint64_t ballot, const uint8_t* head, size_t head_bytes,
+                        size_t body_bytes)

@@ -20,7 +20,13 @@ FOUNDED = {"cluster_id": CLUSTER_ID, "founding": b"record", "incarnations": INCA
 
 
 def identity(node_id: int, **changes: Any) -> Identity:
-    values = {"node_id": node_id, "boot": 1, "incarnation": INCARNATIONS.get(node_id, 9), "durability": "fsync"}
+    values = {
+        "node_id": node_id,
+        "boot": 1,
+        "incarnation": INCARNATIONS.get(node_id, 9),
+        "durability": "fsync",
+        "run": 70 + node_id,
+    }
     return Identity(**{**values, **FOUNDED, **changes})
 
 

@@ -33,7 +33,8 @@ class HandshakeRefusedError(FastPaxosError):
 class Identity:
     """Who a node is. `cluster_id` and `founding` are b"" until the founding record is stored.
 
-    `founding` is the digest of the founding record, `incarnations` what the record says: {node id: incarnation}.
+    `founding` is the digest of the founding record, `incarnations` what the record says: {node id: incarnation}. `run`
+    is the random number of this very process: two that have one boot number work on copies of one directory.
     """
 
     node_id: int
@@ -43,6 +44,7 @@ class Identity:
     cluster_id: bytes = b""
     founding: bytes = b""
     incarnations: Mapping[int, int] = field(default_factory=dict)
+    run: int = 0
 
     def hello(self, kind: str) -> dict[str, Any]:
         """The map that this node says hello with."""
@@ -54,6 +56,7 @@ class Identity:
             "group_id": GROUP_ID,
             "node_id": self.node_id,
             "boot": self.boot,
+            "run": self.run,
             "incarnation": self.incarnation,
             "durability": self.durability,
             "founding": self.founding,
@@ -75,6 +78,7 @@ class Hello:
     durability: str
     founding: bytes
     cluster_id: bytes
+    run: int
     mapping: Mapping[str, Any]
 
 
@@ -94,6 +98,7 @@ def check_hello(mapping: Mapping[str, Any]) -> Hello:
         durability=_text(mapping, "durability"),
         founding=_bytes(mapping, "founding"),
         cluster_id=_bytes(mapping, "cluster_id"),
+        run=_number(mapping, "run", 2**64) if "run" in mapping else 0,
         mapping=mapping,
     )
     if hello.kind not in KINDS:

@@ -74,6 +74,7 @@ class Node:
         self.config = config
         self.state_machine = state_machine
         self._random: Random = SystemRandom()
+        self._run_number = self._random.getrandbits(64)
         self._runner: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
@@ -343,6 +344,7 @@ class Node:
             record.cluster_id if record is not None else b"",
             record.digest if record is not None else b"",
             dict(record.members) if record is not None else {},
+            self._run_number,
         )
 
     def _make_writer(self) -> FrameWriter:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from fastpaxos.config import Address, NodeConfig, parse_address
 from fastpaxos.connection import Connection
 from fastpaxos.handshake import HandshakeRefusedError, Hello, Identity, check_peer, check_protocol
+from fastpaxos.open_files import raise_open_files
 from fastpaxos_core.errors import ConfigError, FrameError
 from fastpaxos_core.wire import Frame, FrameSplitter, FrameType, FrameWriter, parse_mapping
 
@@ -34,6 +35,9 @@ RECEIVE_BYTES = 256 * 1024
 LAST_REPLICA_TYPE = int(FrameType.LEARN)
 CONTROL = int(FrameType.CONTROL)
 BACKLOG = 1024
+STRANGERS_EXTRA = 64
+# For journal, peers, strangers, and whatever else the process has open.
+FILES_RESERVED = 256
 REDIAL_DELAY_MIN_S = 0.010
 REDIAL_DELAY_MAX_S = 1.0
 CLOSE_PATIENCE_S = 1.0
@@ -107,6 +111,7 @@ class Transport:
         self.config = config
         self.handler = handler
         self.peer_queue_bytes_max = config.peer_queue_bytes_max
+        self.connections_max = config.connections_max
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.receive_view = memoryview(bytearray(RECEIVE_BYTES))
         self.peers: dict[int, Connection] = {}
@@ -115,7 +120,7 @@ class Transport:
         self.refusals: dict[int, str] = {}
         """{peer: message} of the last refusal, until a connection stands. A node that cannot start shows them."""
         self._strangers: set[Connection] = set()
-        self._boots: dict[tuple[int, int], int] = {}
+        self._boots: dict[tuple[int, int], tuple[int, int]] = {}
         self._random = random
         self._clock_ns = clock_ns
         self._log = RateLimitedLog()
@@ -138,6 +143,7 @@ class Transport:
     async def start(self) -> None:
         """Open the port. Raises ConfigError naming the address if that is not possible."""
         address = self.config.listen_address
+        self._make_room()
         try:
             self._server = await self.loop.create_server(
                 lambda: Connection(self), address.host, address.port, reuse_address=True, backlog=BACKLOG
@@ -147,6 +153,20 @@ class Transport:
         bound = self._server.sockets[0].getsockname()
         self.address = Address(address.host, bound[1])
         logger.info("node %d listens on %s", self.config.node_id, self.address)
+
+    def _make_room(self) -> None:
+        """Keep clients from taking the files that the journal needs."""
+        wanted = self.config.connections_max + FILES_RESERVED
+        available = raise_open_files(wanted)
+        if available < wanted:
+            self.connections_max = max(1, available - FILES_RESERVED)
+            logger.warning(
+                "node %d serves at most %d clients instead of %d: this process may open only %d files (ulimit -n)",
+                self.config.node_id,
+                self.connections_max,
+                self.config.connections_max,
+                available,
+            )
 
     def peers_to_dial(self) -> list[int]:
         """The members with lower ids; those with higher ids dial this node."""
@@ -226,9 +246,9 @@ class Transport:
     # What connections report
 
     def opened(self, connection: Connection) -> None:
-        # As many may be on their way in as may be in; who comes beyond that is dropped unheard.
-        is_full = not connection.dialed_peer and len(self._strangers) >= self.config.connections_max
-        if self._closing or is_full:
+        # A few more than may stay are let in, so that they can be told why not; the others are dropped unheard.
+        is_full = len(self._strangers) + len(self.clients) >= self.connections_max + STRANGERS_EXTRA
+        if self._closing or (is_full and not connection.dialed_peer):
             connection.abort()
             return
         connection.deadline_ns = self._clock_ns() + self.config.handshake_timeout_ms * 1_000_000
@@ -240,7 +260,7 @@ class Transport:
         own = self.handler.identity
         if hello.kind == "client" and not dialed_peer:
             check_protocol(hello, own.cluster_id)
-            if len(self.clients) >= self.config.connections_max:
+            if len(self.clients) >= self.connections_max:
                 raise HandshakeRefusedError(
                     "connections",
                     f"node {own.node_id} already serves {len(self.clients)} clients, its connections_max",
@@ -251,15 +271,21 @@ class Transport:
             connection.send([self.writer.hello(self.handler.client_hello())])
             return
         check_peer(own, hello, self.config.cluster, dialed_peer)
+        self._check_boot(hello)
+        self._accept_peer(connection, hello, answer=not dialed_peer)
+
+    def _check_boot(self, hello: Hello) -> None:
+        """Each start of a member counts one boot more: an older one, or a second process at the same one, is a copy."""
         key = (hello.node_id, hello.incarnation)
-        if hello.boot < self._boots.get(key, 0):
+        boot, run = self._boots.get(key, (0, 0))
+        if hello.boot < boot or (hello.boot == boot and hello.run != run):
+            another = "another process at " if hello.boot == boot else ""
             raise HandshakeRefusedError(
                 "boot",
-                f"node {hello.node_id} says it is at boot {hello.boot}, but boot {self._boots[key]} of it was here "
-                f"already; two processes may share one data directory's copy",
+                f"node {hello.node_id} says it is at boot {hello.boot}, but {another}boot {boot} of it was here already; "
+                f"it may run on a copy of that node's data directory",
             )
-        self._boots[key] = hello.boot
-        self._accept_peer(connection, hello, answer=not dialed_peer)
+        self._boots[key] = (hello.boot, hello.run)
 
     def _accept_peer(self, connection: Connection, hello: Hello, *, answer: bool) -> None:
         peer = hello.node_id

@@ -162,11 +162,9 @@ class JournalRecord:
 
     path: Path
     offset: int
-    head_bytes: int
     total_bytes: int
-    is_marker: bool
-    commit_index: int
-    slots: range
+    batches: list[range]
+    """The slots of each batch."""
 
     def flip(self, place: int) -> None:
         """Turn over one bit of the byte `place` of this record."""
@@ -188,13 +186,13 @@ def journal_records(data_dir: Path) -> list[JournalRecord]:
         data = path.read_bytes()
         offset = 2 * SEGMENT_HEADER_BYTES
         while offset < len(data):
-            magic, _, kind, _, _, count, total_bytes, _, _, _, commit_index, _ = WRITE_HEADER.unpack_from(data, offset)
+            magic, _, _, _, _, count, total_bytes, *_ = WRITE_HEADER.unpack_from(data, offset)
             if magic != WRITE_MAGIC:
                 break
             head_bytes = WRITE_HEADER.size + count * DESCRIPTOR.size
-            descriptors = list(DESCRIPTOR.iter_unpack(data[offset + WRITE_HEADER.size : offset + head_bytes]))
-            slots = range(descriptors[0][0], descriptors[-1][1]) if descriptors else range(0)
-            records.append(JournalRecord(path, offset, head_bytes, total_bytes, kind == 1, commit_index, slots))
+            descriptors = DESCRIPTOR.iter_unpack(data[offset + WRITE_HEADER.size : offset + head_bytes])
+            batches = [range(slot_begin, slot_end) for slot_begin, slot_end, *_ in descriptors]
+            records.append(JournalRecord(path, offset, total_bytes, batches))
             offset += -(-total_bytes // SECTOR_BYTES) * SECTOR_BYTES
     return records
 
@@ -237,13 +235,12 @@ class RawClient:
             await asyncio.sleep(0)
 
     async def frame(self, frame_type: FrameType) -> Frame:
-        """The next frame of a type; others are skipped. Raises ConnectionError when the node closes instead."""
+        """The next frame of a type; others wait. Raises ConnectionError when the node closes instead."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
-                while self._received:
-                    frame = self._received.pop(0)
+                for index, frame in enumerate(self._received):
                     if frame.type == frame_type:
-                        return frame
+                        return self._received.pop(index)
                 data = await self._reader.read(1 << 16)
                 if not data:
                     raise ConnectionResetError("the node closed the connection")

@@ -249,8 +249,8 @@ def test_52_two_values_for_one_ballot_and_slot_stop_the_candidate() -> None:
     candidate = LoneReplica(members=(1, 2, 3, 4, 5))
     ballot = candidate.campaign(NEWER)
     candidate.receive(2, "promise", ballot, [batch(1, block("a"), OLD)])
+    candidate.receive(3, "promise", ballot, [batch(1, block("b"), OLD)])
     with pytest.raises(InvariantError):
-        candidate.receive(3, "promise", ballot, [batch(1, block("b"), OLD)])
         candidate.sent()
 
 

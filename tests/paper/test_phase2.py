@@ -1,4 +1,4 @@
-"""Rules 5.3 and 5.4, and the durability gate of the core contract: what is chosen, and what may be said before the disk.
+"""Rules 5.3 and 5.4, and the durability gate of the core contract: what is chosen, and what may be said when.
 
 Each docstring paraphrases one sentence of the rule. Paper: Lamport, "The Part-Time Parliament" (1998), section 3.
 """
@@ -277,9 +277,7 @@ def test_53_durable_index_counts_what_is_durable_without_a_gap() -> None:
     learner.sync()
     learner.receive(3, "heartbeat", B3, commit_index=2)
     [fetch] = learner.sent("fetch")
-    learner.receive(
-        3, "learn", B3, [batch(1, block("a"), B3, flags=1)], request_id=fetch["request_id"], commit_index=2
-    )
+    learner.receive(3, "learn", B3, [batch(1, block("a"), B3, flags=1)], request_id=fetch["request_id"], commit_index=2)
     learner.sent()
     assert (learner.replica.commit_index, learner.replica.durable_index) == (2, 0)
     learner.sync()

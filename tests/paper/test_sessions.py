@@ -40,7 +40,11 @@ def block(session_id: int, first: int, count: int = 1, acknowledged_below: int =
 def replies(node: LoneReplica) -> list[tuple[Any, int, list[int]]]:
     """(waiter, status, counts told by the results) of every answer since the last call."""
     return [
-        (waiter, status, [int.from_bytes(result, "little") for result in decode_results(results, count)] if results else [])
+        (
+            waiter,
+            status,
+            [int.from_bytes(result, "little") for result in decode_results(results, count)] if results else [],
+        )
         for waiter, status, _, _, count, _, results in node.replica.take_replies()
     ]
 

@@ -11,7 +11,7 @@ from fastpaxos_core.errors import FrameError
 from transport_helpers import CLUSTER_ID, identity
 
 
-@pytest.mark.parametrize("key", [key for key in identity(2).hello("peer") if key != "features"])
+@pytest.mark.parametrize("key", [key for key in identity(2).hello("peer") if key not in ("features", "run")])
 def test_every_field_of_a_hello_is_needed(key: str) -> None:
     mapping = identity(2).hello("peer")
     assert check_hello(mapping).node_id == 2

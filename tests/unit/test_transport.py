@@ -125,6 +125,12 @@ async def test_a_newer_connection_of_a_peer_replaces_the_older_one(start_node: S
     message = parse_mapping(await stale.frame())
     assert message["reason"] == "boot"
     assert "boot 1, but boot 2" in message["message"]
+    copy = await Stranger.connect(one)
+    await copy.send(hello_bytes(identity(2, boot=2, run=999)))
+    message = parse_mapping(await copy.frame())
+    assert message["reason"] == "boot"
+    assert "boot 2, but another process at boot 2" in message["message"]
+    await copy.closed()
     await stale.closed()
     assert one.transport.peers == {2: second}
     await newer.close()
@@ -416,6 +422,25 @@ async def test_clients_above_the_limit_are_refused_with_a_message(start_node: St
     await one.handler.event("client_disconnected")
     clients.append(await client_of(one))
     for client in clients:
+        await client.close()
+
+
+async def test_clients_leave_the_files_that_the_journal_needs(
+    start_node: StartNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fastpaxos.transport.raise_open_files", lambda wanted: 258)
+    one = await start_node(1)
+    assert "node 1 serves at most 2 clients instead of 2048: this process may open only 258 files" in caplog.text
+    clients = [await client_of(one) for _ in range(2)]
+    refused = await Stranger.connect(one)
+    await refused.send(hello_bytes(CLIENT, "client"))
+    assert parse_mapping(await refused.frame())["reason"] == "connections"
+    await refused.closed()
+    strangers = [await Stranger.connect(one) for _ in range(70)]
+    # Those that are too many are closed unheard; the others may still say who they are.
+    for stranger in strangers[62:]:
+        await stranger.closed()
+    for client in [*clients, *strangers[:62]]:
         await client.close()
 
 

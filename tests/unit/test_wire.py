@@ -591,7 +591,11 @@ def test_heads_of_a_wrong_size_or_type_are_refused(
         (parse_query_reply, raw_frame(23, struct.pack("<QHHIQ", 1, 12, 0, 0, 0)), "QUERY_REPLY has status 12"),
         (parse_query_reply, raw_frame(23, bytes(24), b"body"), "QUERY_REPLY has a body of 4 bytes"),
         (parse_reply, raw_frame(21, struct.pack("<QQQIHHQII", 1, 2, 3, 4, 12, 0, 5, 0, 0)), "REPLY has status 12"),
-        (parse_reply, raw_frame(21, struct.pack("<QQQIHHQII", 1, 2, 3, 4, 0, 0, 5, 7, 0), b"r"), "results of REPLY 3 have CRC"),
+        (
+            parse_reply,
+            raw_frame(21, struct.pack("<QQQIHHQII", 1, 2, 3, 4, 0, 0, 5, 7, 0), b"r"),
+            "results of REPLY 3 have CRC",
+        ),
         (parse_mapping, raw_frame(40, b"\x80", b"body"), "HELLO has a body of 4 bytes"),
         (parse_mapping, raw_frame(1, b"\x80"), "frame is PREPARE, expected HELLO or CONTROL"),
     ],

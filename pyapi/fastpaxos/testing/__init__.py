@@ -1,4 +1,4 @@
-"""The public simulator: a whole cluster in one thread and in virtual time, for tests of fastpaxos and of programs on it."""
+"""The public simulator: a whole cluster in one thread and in virtual time, for tests of fastpaxos and its users."""
 
 from __future__ import annotations
 

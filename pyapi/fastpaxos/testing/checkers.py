@@ -150,9 +150,7 @@ class ProtocolChecker:
                 self._count_vote(node, entry)
         self._advance_prefix(image)
 
-    def recovered(
-        self, node: int, promised_ballot: int, commit_index: int, entries: Iterable[JournalEntry]
-    ) -> None:
+    def recovered(self, node: int, promised_ballot: int, commit_index: int, entries: Iterable[JournalEntry]) -> None:
         """`node` was started; its journal gave back this promise, commit_index and the entries above commit_index."""
         image = self.images[node]
         if promised_ballot < image.promised_ballot:
@@ -305,9 +303,15 @@ class ProtocolChecker:
         }
         first = max(parts[0]["slot_begin"], parts[0]["commit_index"] + 1)
         for slot, entry in self.images[node].by_slot.items():
-            if slot >= first and entry.ballot < ballot and not entry.learned and (entry.ballot, entry.value) not in listed:
+            if (
+                slot >= first
+                and entry.ballot < ballot
+                and not entry.learned
+                and (entry.ballot, entry.value) not in listed
+            ):
                 raise Violation(
-                    f"node {node} promises {ballot} from slot {first} and leaves out {entry.value} of ballot {entry.ballot}"
+                    f"node {node} promises {ballot} from slot {first} and leaves out {entry.value} of ballot "
+                    f"{entry.ballot}"
                 )
 
     def _sent_accept(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
@@ -364,7 +368,9 @@ class ProtocolChecker:
             raise Violation(f"node {node} echoes ballot {message['ballot']}, which its disk did not promise")
         self._check_durable_index(node, message["durable_index"])
         if message["applied_index"] > message["commit_index"]:
-            raise Violation(f"node {node} says it applied {message['applied_index']} of {message['commit_index']} slots")
+            raise Violation(
+                f"node {node} says it applied {message['applied_index']} of {message['commit_index']} slots"
+            )
 
     def _sent_learn(self, node: int, _boot: int, message: Mapping[str, Any], _promised: int) -> None:
         for entry in message["entries"]:
@@ -381,7 +387,8 @@ class ProtocolChecker:
     def _check_commit(self, node: int, commit_index: int, how: str) -> None:
         if commit_index >= self.log.end_slot:
             raise Violation(
-                f"commit_index {commit_index} {how} by node {node} lies beyond the chosen slots <= {self.log.end_slot - 1}"
+                f"commit_index {commit_index} {how} by node {node} lies beyond the chosen slots <= "
+                f"{self.log.end_slot - 1}"
             )
 
     def _check_durable_index(self, node: int, durable_index: int) -> None:

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fastpaxos_core.block import build_block
 from fastpaxos_core.results import decode_results
-from fastpaxos_core.wire import Frame, FrameType, FrameWriter, ReplyStatus, parse_mapping, parse_query_reply, parse_reply
+from fastpaxos_core.wire import (
+    Frame,
+    FrameType,
+    FrameWriter,
+    ReplyStatus,
+    parse_mapping,
+    parse_query_reply,
+    parse_reply,
+)
 
 from .history import ClientHistory, Read, Violation, Write
 from .schedule import MILLISECOND_NS, Schedule

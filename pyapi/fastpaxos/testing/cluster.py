@@ -17,10 +17,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import fastpaxos
 import fastpaxos_core
 from fastpaxos_core.wire import Frame
-
-import fastpaxos
 
 from .checkers import ProtocolChecker
 from .clients import SimClient
@@ -116,11 +115,15 @@ class SimCluster:
         self.history.check(self.checker.log)
         for node in self.nodes.values():
             self.checker.check_caught_up(node.node_id)
-        states = {(node.machine.digest, node.machine.count, node.replica.sessions.digest()) for node in self.nodes.values()}
+        states = {
+            (node.machine.digest, node.machine.count, node.replica.sessions.digest()) for node in self.nodes.values()
+        }
         if len(states) != 1:
             raise Violation(f"replicas ended in {len(states)} different states")
         if self.nodes[1].machine.count != self.checker.log.commands:
-            raise Violation(f"{self.nodes[1].machine.count} commands applied, {self.checker.log.commands} are in the log")
+            raise Violation(
+                f"{self.nodes[1].machine.count} commands applied, {self.checker.log.commands} are in the log"
+            )
         for client in self.clients.values():
             for session_id, _ in client.sessions_lost:
                 if session_id not in self.checker.log.ended:
@@ -132,7 +135,8 @@ class SimCluster:
             all(client.is_idle for client in self.clients.values())
             and any(node.replica.role == "leader" and node.replica.is_ready for node in self.nodes.values())
             and all(
-                node.replica.commit_index == log.end_slot - 1 == node.replica.applied_index for node in self.nodes.values()
+                node.replica.commit_index == log.end_slot - 1 == node.replica.applied_index
+                for node in self.nodes.values()
             )
         )
 
@@ -142,7 +146,11 @@ class SimCluster:
             f"{node.replica.applied_index} promised {node.replica.promised_ballot}"
             for node in self.nodes.values()
         ]
-        clients = [f"{client.name} waits for {list(client.unanswered)}" for client in self.clients.values() if client.unanswered]
+        clients = [
+            f"{client.name} waits for {list(client.unanswered)}"
+            for client in self.clients.values()
+            if client.unanswered
+        ]
         return "; ".join([f"chosen {self.checker.log.end_slot - 1}", *nodes, *clients])
 
     def replay_command(self) -> str:

@@ -17,8 +17,8 @@ __all__ = ["SECTOR_BYTES", "SimDisk", "SimulatedCrash"]
 SECTOR_BYTES = 512
 
 
-class SimulatedCrash(Exception):
-    """The simulated process dies here. Raised by SimDisk where a test asked for it, never caught by the code under test."""
+class SimulatedCrash(Exception):  # noqa: N818 - it is no error
+    """The simulated process dies here: raised by SimDisk where a test asked for it, and caught by nobody under test."""
 
 
 class _File:

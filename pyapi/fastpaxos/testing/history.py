@@ -15,14 +15,24 @@ import msgpack
 
 from fastpaxos_core.block import BlockView
 
-__all__ = ["BLOCK_COMMANDS", "BLOCK_CONTROL", "BLOCK_NOOP", "AppliedEntry", "ClientHistory", "LogModel", "Read", "Violation", "Write"]
+__all__ = [
+    "BLOCK_COMMANDS",
+    "BLOCK_CONTROL",
+    "BLOCK_NOOP",
+    "AppliedEntry",
+    "ClientHistory",
+    "LogModel",
+    "Read",
+    "Violation",
+    "Write",
+]
 
 BLOCK_COMMANDS = 0
 BLOCK_NOOP = 1
 BLOCK_CONTROL = 2
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - named like what it reports
     """A property that must always hold does not. The message names the property and the facts."""
 
 
@@ -76,7 +86,9 @@ class LogModel:
     def append(self, slot_begin: int, slot_end: int, block: bytes) -> None:
         """Take in the next chosen batch."""
         if slot_begin != self.end_slot:
-            raise Violation(f"chosen batches do not tile the log: [{slot_begin}, {slot_end}) follows slot {self.end_slot - 1}")
+            raise Violation(
+                f"chosen batches do not tile the log: [{slot_begin}, {slot_end}) follows slot {self.end_slot - 1}"
+            )
         view = BlockView(block)
         self.end_slot = slot_end
         if view.command_count != slot_end - slot_begin:
@@ -99,9 +111,8 @@ class LogModel:
                 self.evictions += 1
             self._sessions[slot] = _Session(nonce)
             self.opened[nonce] = slot
-        elif entry["op"] == "close_session":
-            if self._sessions.pop(entry["session_id"], None) is not None:
-                self.ended.add(entry["session_id"])
+        elif entry["op"] == "close_session" and self._sessions.pop(entry["session_id"], None) is not None:
+            self.ended.add(entry["session_id"])
 
     def _append_commands(self, slot_begin: int, slot_end: int, block: bytes, view: BlockView) -> None:
         session = self._sessions.get(view.session_id)
@@ -115,9 +126,7 @@ class LogModel:
         if view.first_sequence != session.last_sequence + 1:
             return
         self._sessions.move_to_end(view.session_id)
-        entry = AppliedEntry(
-            slot_begin, slot_end, view.session_id, view.first_sequence, self.commands + 1, block
-        )
+        entry = AppliedEntry(slot_begin, slot_end, view.session_id, view.first_sequence, self.commands + 1, block)
         self.commands += view.command_count
         session.last_sequence += view.command_count
         self.applied.append(entry)

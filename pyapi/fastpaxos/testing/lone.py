@@ -59,7 +59,12 @@ class LoneReplica:
         self.node_id = node_id
         self.members = tuple(members)
         self.peers = [member for member in self.members if member != node_id]
-        self.settings: dict[str, Any] = {"window_slots": 64, "ring_slots": 256, "commands_per_block_max": 64, **settings}
+        self.settings: dict[str, Any] = {
+            "window_slots": 64,
+            "ring_slots": 256,
+            "commands_per_block_max": 64,
+            **settings,
+        }
         self.disk = SimDisk()
         self.cluster_id = bytes(16)
         self.boot = 0
@@ -121,7 +126,13 @@ class LoneReplica:
         return frame
 
     def receive(
-        self, peer: int, name: str, ballot: int = 0, entries: Sequence[dict[str, Any]] = (), boot: int = 1, **fields: int
+        self,
+        peer: int,
+        name: str,
+        ballot: int = 0,
+        entries: Sequence[dict[str, Any]] = (),
+        boot: int = 1,
+        **fields: int,
     ) -> None:
         """A message of `peer` arrives. Fields that are not named are 0, but proposer_boot is that of this replica."""
         if name in ("promise", "accepted", "heartbeat_reply"):

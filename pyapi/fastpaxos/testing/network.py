@@ -71,7 +71,7 @@ class SimNetwork:
     Args:
         schedule: virtual time and randomness.
         options: behaviour of every link; may be replaced at any time (`network.options = ...`).
-        deliver: called as deliver(source, target, epoch, frame); `epoch` is what `send` was given, or None for a replay.
+        deliver: called as deliver(source, target, epoch, frame); `epoch` is what `send` was given, None for a replay.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastpaxos.election import ELECTION_OPS, Action, Decision, Election
 from fastpaxos_core.block import BlockView
 from fastpaxos_core.directory import TEMPORARY_SUFFIX
 from fastpaxos_core.errors import FrameError
@@ -13,9 +14,16 @@ from fastpaxos_core.hashchain import HashChainState
 from fastpaxos_core.journal import Journal, JournalRead, JournalWrite
 from fastpaxos_core.messages import decode_message
 from fastpaxos_core.replica import Replica
-from fastpaxos_core.wire import Frame, FrameSplitter, FrameType, FrameWriter, ReplyStatus, parse_mapping, parse_query, parse_submit
-
-from fastpaxos.election import ELECTION_OPS, Action, Decision, Election
+from fastpaxos_core.wire import (
+    Frame,
+    FrameSplitter,
+    FrameType,
+    FrameWriter,
+    ReplyStatus,
+    parse_mapping,
+    parse_query,
+    parse_submit,
+)
 
 from .checkers import JournalEntry, Value
 from .disk import SimDisk
@@ -44,7 +52,9 @@ def parse_write(data: bytes) -> tuple[int, int, list[JournalEntry]]:
         )
         block = data[offset : offset + block_bytes]
         offset += block_bytes
-        entries.append(JournalEntry(Value(begin, end, value_crc), ballot, timestamp_ns, bool(flags & _COMMITTED), block))
+        entries.append(
+            JournalEntry(Value(begin, end, value_crc), ballot, timestamp_ns, bool(flags & _COMMITTED), block)
+        )
     return promised_ballot, commit_index, entries
 
 
@@ -202,7 +212,9 @@ class SimNode:
         now_ns = self.monotonic_ns()
         self._later(self.cluster.options.tick_ns, self._tick)
         self.replica.tick(now_ns, self.wall_ns())
-        stalled = self._writing and now_ns - self.write_started_ns > self.cluster.options.election_timeout_ms * MILLISECOND_NS
+        stalled = (
+            self._writing and now_ns - self.write_started_ns > self.cluster.options.election_timeout_ms * MILLISECOND_NS
+        )
         self._decide(self.election.tick(now_ns, disk_stalled=stalled))
 
     def peer_up(self, peer: int, boot: int, epoch: int) -> None:
@@ -387,9 +399,7 @@ class SimNode:
     def _apply_one(self, batch: Any) -> None:
         view = batch.view
         results = self.machine.fold(view)
-        self.cluster.checker.applied(
-            self.node_id, batch.slot_begin, batch.slot_end, view, self.machine.digest
-        )
+        self.cluster.checker.applied(self.node_id, batch.slot_begin, batch.slot_end, view, self.machine.digest)
         self.replica.complete_batch(results)
 
     # Clients
@@ -423,7 +433,12 @@ class SimNode:
         else:
             status = self.replica.close_session(message["session_id"], ("close", client, message["request_id"]))
         if status != ReplyStatus.OK:
-            error = {"op": "error", "request_id": message["request_id"], "status": int(status), "leader_id": self._hint()}
+            error = {
+                "op": "error",
+                "request_id": message["request_id"],
+                "status": int(status),
+                "leader_id": self._hint(),
+            }
             self._reply(client, self.writer.control(error))
 
     def _hint(self) -> int:

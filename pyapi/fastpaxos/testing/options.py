@@ -101,7 +101,7 @@ class SimOptions:
             "window_slots": random.choice((16, 64, 256)),
             "log_memory_bytes": random.choice((0, 4 << 10, 1 << 20)),
             "segment_bytes": random.choice((4 << 10, 8 << 10, 64 << 10)),
-            "sessions_max": random.choice((64, 64, 64, 3)),
+            "sessions_max": random.choice((64, 64, 64, 2)),
             "links": LinkOptions(
                 delay_max_ns=random.choice((MILLISECOND_NS, 20 * MILLISECOND_NS)),
                 tail=sometimes(0.02),
