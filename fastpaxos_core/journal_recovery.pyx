@@ -185,11 +185,15 @@ cdef class Scanner:
         self.highest_number = max(self.highest_number, before)
         if header.flags & SEGMENT_START:
             self.cut_segment, self.cut_offset = header.segment_number, SEGMENT_FIRST_OFFSET
-            # The commit index of another boot says nothing about what the lost place can have held.
-            self.state.bound_is_open = False
+            if header.flags & SEGMENT_PROMISE_UNKNOWN:
+                # Nothing good of its own boot followed the lost place: no commit index bounds what it can have held.
+                self.state.bound_is_open = False
         self.state.replay_header(
             header.promised_ballot, not header.flags & SEGMENT_PROMISE_UNKNOWN, header.commit_index
         )
+        if header.flags & SEGMENT_START and header.durable_write_number < header.first_write_number:
+            # This start recovered a commit index that bounds the lost place. With a carried-over write, that one says it.
+            self.state.close_bound()
         self.recovery.journal_bytes += SEGMENT_FIRST_OFFSET
         return 0
 

@@ -23,6 +23,7 @@ cdef class Replay:
     cdef Py_ssize_t capacity
     cdef int replay_header(self, ballot_t promised_ballot, bint promised_known, slot_t commit_index) except -1
     cdef int replay_write(self, bytes head, uint64_t segment_number, uint64_t offset) except -1
+    cdef int close_bound(self) except -1
     cdef int replay_batch(self, const BatchDescriptor* descriptor, uint64_t segment_number, uint64_t offset) except -1
     cdef int replay_corrupt_place(self, uint64_t segment_number) except -1
     cdef int make_room(self, Py_ssize_t begin, Py_ssize_t end) except -1

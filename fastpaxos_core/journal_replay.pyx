@@ -62,10 +62,13 @@ cdef class Replay:
         for refill_min, refill_max in refills:
             self.index.add_refill(segment_number, offset, padded, refill_min, refill_max)
         self.replay_header(header.promised_ballot, not header.flags & WRITE_PROMISE_UNKNOWN, header.commit_index)
+        return self.close_bound()
+
+    cdef int close_bound(self) except -1:
+        """What is lost was accepted before this place, at a commit index that was not higher yet."""
         if self.bound_is_open:
-            # What is lost was accepted before this write, at a commit index that was not higher yet.
             self.bound_is_open = False
-            self.unknown = subtract_range(self.unknown, header.commit_index + 1 + SLOTS_AHEAD_MAX, SLOT_INFINITY)
+            self.unknown = subtract_range(self.unknown, self.commit_index + 1 + SLOTS_AHEAD_MAX, SLOT_INFINITY)
         return 0
 
     cdef int replay_batch(self, const BatchDescriptor* descriptor, uint64_t segment_number, uint64_t offset) except -1:

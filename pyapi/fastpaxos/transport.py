@@ -282,8 +282,8 @@ class Transport:
             another = "another process at " if hello.boot == boot else ""
             raise HandshakeRefusedError(
                 "boot",
-                f"node {hello.node_id} says it is at boot {hello.boot}, but {another}boot {boot} of it was here already; "
-                f"it may run on a copy of that node's data directory",
+                f"node {hello.node_id} says it is at boot {hello.boot}, but {another}boot {boot} of it was here "
+                f"already; two processes may run on copies of one data directory",
             )
         self._boots[key] = (hello.boot, hello.run)
 
