@@ -47,6 +47,7 @@ def node_status(
         "durable_index": 0,
         "last_slot": 0,
         "digest": "",
+        "log_memory_bytes": 0,
         "sessions": 0,
         "peers": [{"node_id": peer, "connected": False} for peer in config.members if peer != config.node_id],
         "cluster_id": identity.cluster_id,
@@ -73,6 +74,7 @@ def node_status(
         applied_index=replica.applied_index,
         durable_index=replica.durable_index,
         last_slot=replica.last_slot,
+        log_memory_bytes=replica.window.block_bytes,
         sessions=len(replica.sessions),
         peers=[_peer(peer, now_ns) for peer in replica.peer_status()],
     )
