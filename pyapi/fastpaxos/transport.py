@@ -283,7 +283,7 @@ class Transport:
             raise HandshakeRefusedError(
                 "boot",
                 f"node {hello.node_id} says it is at boot {hello.boot}, but {another}boot {boot} of it was here "
-                f"already; two processes may run on copies of one data directory",
+                f"already; it may run on a copy of that node's data directory",
             )
         self._boots[key] = (hello.boot, hello.run)
 

@@ -239,6 +239,30 @@ async def test_a_damaged_middle_is_named_and_repaired_from_the_peers(
         assert digests(await cluster.settle()) == {chain_digest(commands)}
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_repaired_node_elects_again_after_one_ring_of_commands(tmp_path: Path, restarts: bool) -> None:
+    """What the corrupt record may have accepted lies within one ring: beyond it the node knows all that it voted for."""
+    sure, many = numbered("sure", 40), [b"%d" % number for number in range(5000)]
+    cluster = LocalCluster(tmp_path, window_slots=1024, commands_per_block_max=256)
+    async with cluster, cluster.client() as client:
+        await execute_one_by_one(client, sure)
+        await cluster.settle()
+        victim = cluster.followers()[0].config.node_id
+        await cluster.stop(victim)
+        flip_head(tmp_path / str(victim))
+        await cluster.start(victim)
+        await client.execute_many(many)
+        await cluster.settle()
+        if restarts:
+            await cluster.stop(victim)
+            await cluster.start(victim)
+        # Now it is one of the two that must elect.
+        leader = await cluster.wait_for_leader()
+        await cluster.stop(leader.config.node_id)
+        await client.execute(b"next leader")
+        assert digests(await cluster.settle()) == {chain_digest([*sure, *many, b"next leader"])}
+
+
 @pytest.mark.parametrize("damage", [flip_block, flip_head])
 async def test_what_one_disk_lost_is_never_decided_without_the_other_that_has_it(
     tmp_path: Path, damage: Callable[[Path], str]
