@@ -192,7 +192,7 @@ cdef class Scanner:
             header.promised_ballot, not header.flags & SEGMENT_PROMISE_UNKNOWN, header.commit_index
         )
         if header.flags & SEGMENT_START and header.durable_write_number < header.first_write_number:
-            # This start recovered a commit index that bounds the lost place. With a carried-over write, that one says it.
+            # This start recovered a commit index that bounds the lost place; a carried-over write says it itself.
             self.state.close_bound()
         self.recovery.journal_bytes += SEGMENT_FIRST_OFFSET
         return 0

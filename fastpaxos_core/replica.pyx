@@ -439,6 +439,9 @@ cdef class Replica:
         if self.learner.repaired:
             repaired, self.learner.repaired = self.learner.repaired, []
             self.applier.supply(repaired, None)
+        if self.proposer.role == ROLE_LEADER:
+            # A gap that closed by learning may have freed what was chosen behind it.
+            self.proposer.commit_chosen()
         if self.orphans and self.proposer.is_ready():
             self._release_orphans()
         if self.proposer.role == ROLE_LEADER:

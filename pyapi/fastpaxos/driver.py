@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 NS_PER_MS = 1_000_000
 # A sync is waited for here only if it is quicker than handing it to the writer thread and back. On slower disks the
 # thread is better even for a single client: the loop can act on whichever disks of the cluster are done first.
-INLINE_SYNC_NS_MAX = 100_000
+INLINE_SYNC_NS_MAX = 1_000_000
 INLINE_WRITE_BYTES_MAX = 64 * 1024
 
 

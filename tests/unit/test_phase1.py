@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from fastpaxos.testing import LoneReplica, batch
 from fastpaxos_core.ballot import pack_ballot
 from fastpaxos_core.block import build_block, build_noop
@@ -11,7 +13,6 @@ from fastpaxos_core.block import build_block, build_noop
 OLD = pack_ballot(1, 2)
 NEWER = pack_ballot(2, 3)
 SLOTS_AHEAD_MAX = 1048576
-HEAD_BYTES = 64 + 48
 
 
 def block(text: str, count: int = 1) -> bytes:
@@ -147,6 +148,30 @@ def test_what_a_rotten_head_makes_unknown_comes_to_an_end() -> None:
     lone = rotten_replica()
     assert lone.recovery.unknown == [(1, 3), (5, 1 + SLOTS_AHEAD_MAX)]
     assert unknown_of_promise(lone, NEWER) == lone.recovery.unknown
+
+
+@pytest.mark.parametrize("with_marker", [False, True])
+def test_the_end_of_what_is_unknown_survives_more_starts(with_marker: bool) -> None:
+    """The bound came from the last write, which a start carries over, or from a marker: the second start forgot it."""
+    lone = LoneReplica()
+    lone.receive(2, "accept", OLD, [batch(1, block("lost"), OLD)])
+    assert lone.begin_write()
+    assert lone.writing is not None
+    name, offset = lone.writing.segment_name, lone.writing.offset
+    lone.end_write()
+    if with_marker:
+        assert lone.write_marker()
+    else:
+        lone.receive(2, "accept", OLD, [batch(2, block("last"), OLD)])
+        lone.sync()
+    lone.disk.corrupt(name, offset + 20)
+    bounds = []
+    for _ in range(4):
+        lone.crash(survival=1.0)
+        assert lone.replica.voting
+        bounds.append(lone.recovery.unknown)
+    assert bounds[0][-1][1] == 1 + SLOTS_AHEAD_MAX
+    assert bounds == bounds[:1] * 4
 
 
 def test_a_node_counts_again_when_its_commit_index_has_passed_what_was_unknown() -> None:

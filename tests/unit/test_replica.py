@@ -29,7 +29,7 @@ def block(text: str, count: int = 1) -> bytes:
 
 
 def accept_with_a_damaged_block(replica: LoneReplica, slot: int) -> None:
-    """Two batches in a higher ballot arrive. The second one's block was damaged on its way, which only its CRC shows."""
+    """Two batches in a higher ballot arrive. The second one's block was damaged on its way; only its CRC shows it."""
     good, bad = batch(slot, block("good"), HIGHER), batch(slot + 1, block("bad"), HIGHER)
     bad["block"] = bad["block"][:-1] + bytes([bad["block"][-1] ^ 1])
     with pytest.raises(FrameError):
@@ -190,6 +190,7 @@ def test_a_peer_that_paused_is_sent_accepts_again() -> None:
             3, "heartbeat_reply", leader.replica.ballot, commit_index=leader.replica.commit_index - 1, read_round=0
         )
         [status] = [peer for peer in leader.replica.peer_status() if peer["id"] == 3]
+        assert isinstance(status["bytes_in_flight"], int)
         assert status["bytes_in_flight"] <= 18_000_000
     skipped = sum(3 not in receivers for receivers in sent)
     # Once per 16 MiB the allowance is used up, and given back.
@@ -225,7 +226,7 @@ def test_sessions_that_ended_are_not_remembered_by_the_leader() -> None:
 
 @pytest.mark.parametrize("index", [1 << 20, (1 << 64) - 1])
 def test_a_read_that_waits_for_an_impossible_slot_is_refused(index: int) -> None:
-    """Reads with a minimum index from nowhere were kept until the leadership ended; enough of them blocked all reads."""
+    """Reads with a minimum index from nowhere stayed until the leadership ended; enough of them blocked all reads."""
     cluster = WiredReplicas([1, 2, 3])
     cluster.elect(1)
     assert cluster.replicas[1].read("absurd", index) == ReplyStatus.MALFORMED
