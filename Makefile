@@ -19,7 +19,7 @@ LIBRARY := $(CORE) $(shell find pyapi fastpaxos_core -name '*.py' -o -name '*.py
 pytest = PYTHONSAFEPATH=1 PYTHONPATH="$(subst $() ,:,$(addprefix $(CURDIR)/,$(2)))" FASTPAXOS_TEST_EXPECT_BUILD=$(1) \
 	$(BIN)/python -m pytest -q -o pythonpath="$(2) tests" $(PYTEST_ARGS)
 RELEASE := pyapi .
-# Unit tests share nothing and run side by side; integration tests time out processes and have the machine alone.
+# The tests of one run share nothing and run side by side; unit and integration tests do not run at the same time.
 PARALLEL := -n $(TEST_JOBS) --ignore=tests/integration
 
 SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
@@ -36,9 +36,9 @@ build-checked: $(STAMPS)/checked  ## build the core with bounds, overflow and ri
 
 test: build build-checked  ## run the default test suite on the release build, then on the checked build
 	$(call pytest,release,$(RELEASE)) -m "not slow" $(PARALLEL)
-	$(call pytest,release,$(RELEASE)) -m "not slow" tests/integration
+	$(call pytest,release,$(RELEASE)) -m "not slow" -n $(TEST_JOBS) tests/integration
 	$(call pytest,checked,build/checked/lib) -m "not slow" $(PARALLEL)
-	$(call pytest,checked,build/checked/lib) -m "not slow" tests/integration
+	$(call pytest,checked,build/checked/lib) -m "not slow" -n $(TEST_JOBS) tests/integration
 
 test-all: build build-checked  ## run every test, the slow ones included, on both builds
 	$(call pytest,release,$(RELEASE)) $(PARALLEL)

@@ -85,5 +85,5 @@ def node_status(
 
 def _peer(known: dict[str, Any], now_ns: int) -> dict[str, Any]:
     heard_ns = known.pop("last_heard_ns")
-    silent_ms = (now_ns - heard_ns) // NS_PER_MS if heard_ns and known["connected"] else 0
+    silent_ms = (now_ns - heard_ns) // NS_PER_MS if heard_ns else 0
     return {"node_id": known.pop("id"), **known, "silent_ms": max(0, silent_ms)}

@@ -12,8 +12,8 @@ import pytest
 from fastpaxos.testing import SimCluster
 
 SEEDS_PER_TEST = 10
-DEFAULT_GROUPS = range(12)
-CAMPAIGN_GROUPS = range(12, 212)
+DEFAULT_GROUPS = range(15)
+CAMPAIGN_GROUPS = range(15, 300)
 # Each of these must happen somewhere in the default seeds, or the simulation has lost its power.
 MUST_HAPPEN = (
     "acknowledged",

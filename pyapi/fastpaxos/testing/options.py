@@ -137,6 +137,19 @@ class SimOptions:
                 step_down=sometimes(0.5, 0.3),
             ),
         }
+        if random.random() < 0.3:
+            # Leaders that follow each other quickly, each cut off with its proposals half accepted.
+            values["nemesis"] = NemesisOptions(
+                interval_ns=random.choice((30, 100)) * MILLISECOND_NS,
+                crash=sometimes(0.3),
+                partition=2.0,
+                one_way_cut=sometimes(1.0),
+                isolate_leader=2.0,
+                heal=1.5,
+                reset_connection=0.5,
+                pause=sometimes(0.5),
+                campaign=3.0,
+            )
         values["ring_slots"] = 4 * int(str(values["window_slots"]))
         values.update(overrides)
         return cls(**values)  # type: ignore[arg-type]
