@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from fastpaxos.testing import LoneReplica, batch
 from fastpaxos_core.ballot import pack_ballot
@@ -386,7 +393,6 @@ def test_the_oracle_drops_whole_what_overlaps() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_acceptor_against_oracle_for_long() -> None:
-    machine = AcceptorAgainstOracle.TestCase()
-    machine.settings = settings(max_examples=3000, stateful_step_count=100)
-    machine.runTest()
+    run_state_machine_as_test(AcceptorAgainstOracle, settings=settings(max_examples=1500, stateful_step_count=100))
