@@ -61,6 +61,14 @@ class Operation:
         """It took effect, and the client has its result."""
         return self.outcome is Outcome.OK
 
+    def check_times(self) -> None:
+        """Raise ValueError if it was answered before it was asked, or is known without an answer."""
+        answered_ns = self.answered_ns
+        if answered_ns is not None and answered_ns < self.invoked_ns:
+            raise ValueError(f"answered at {answered_ns} ns, asked at {self.invoked_ns} ns")
+        if self.is_known and answered_ns is None:
+            raise ValueError("it has an outcome, but no time of the answer")
+
     def to_json(self) -> str:
         """Return one line of JSON, without its end."""
         result = self.result
@@ -109,9 +117,7 @@ def operation_from_json(line: str) -> Operation:
             result=result if isinstance(result, bool) else _bytes(result),
             slot=fields["slot"],
         )
-        answered_ns = operation.answered_ns
-        if operation.is_known and (answered_ns is None or answered_ns < operation.invoked_ns):
-            raise ValueError("it was answered before it was asked, or never")
+        operation.check_times()
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no operation: {line.strip()[:200]!r}: {error}") from error
     return operation
