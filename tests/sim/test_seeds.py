@@ -108,9 +108,8 @@ def test_the_same_seed_gives_the_same_run_on_every_build_and_hash_seed() -> None
     assert here == [run_seed(seed).report for seed in SEEDS_OF_TRACES]
     own = [Path(package.__file__ or "").parents[1] for package in (fastpaxos, fastpaxos_core)]
     root = Path(__file__).parents[2]
-    other = (
-        [root / "build/checked/lib"] if fastpaxos_core.build_info()["profile"] == "release" else [root / "pyapi", root]
-    )
+    is_release = fastpaxos_core.build_info()["profile"] == "release"
+    other = [root / "build/checked/lib"] if is_release else [root / "pyapi", root]
     for path, hash_seed in ((own, "0"), (own, "1"), (other, "random")):
         if all((folder / "fastpaxos_core").exists() or (folder / "fastpaxos").exists() for folder in path):
             assert reports_elsewhere(path, hash_seed) == here, (path, hash_seed)
