@@ -7,11 +7,15 @@ from .clients import ClientOptions, SimClient
 from .cluster import SimCluster
 from .disk import SimDisk, SimulatedCrash
 from .history import ClientHistory, LogModel, Read, Violation, Write
+from .linearizability import Register, Search, SequentialModel, Verdict, check_linearizable
 from .lone import LoneReplica, batch
 from .network import LinkOptions, SimNetwork
 from .node import SimNode
+from .operations import Operation, OperationKind, Outcome, read_history, write_history
 from .options import DiskOptions, NemesisOptions, SimOptions
+from .register_check import check_registers
 from .schedule import Schedule
+from .witness import check_witness, place_operations
 
 __all__ = [
     "ClientHistory",
@@ -22,9 +26,15 @@ __all__ = [
     "LogModel",
     "LoneReplica",
     "NemesisOptions",
+    "Operation",
+    "OperationKind",
+    "Outcome",
     "ProtocolChecker",
     "Read",
+    "Register",
     "Schedule",
+    "Search",
+    "SequentialModel",
     "SimClient",
     "SimCluster",
     "SimDisk",
@@ -33,7 +43,14 @@ __all__ = [
     "SimOptions",
     "SimulatedCrash",
     "Value",
+    "Verdict",
     "Violation",
     "Write",
     "batch",
+    "check_linearizable",
+    "check_registers",
+    "check_witness",
+    "place_operations",
+    "read_history",
+    "write_history",
 ]
