@@ -28,16 +28,15 @@ def place_operations(
             `check_witness` that it took effect.
         encode: returns the command of a write, None if its commands are not unique.
     """
-    slots: dict[bytes, int] = {}
-    for entry in log.applied:
-        for slot, command in enumerate(BlockView(entry.block), entry.slot_begin):
-            slots[command] = slot
+    slots = {
+        command: slot for entry in log.applied for slot, command in enumerate(BlockView(entry.block), entry.slot_begin)
+    }
     placed = 0
     for operation in operations:
         command = None if operation.kind is OperationKind.READ else encode(operation)
         if command is None:
             continue
-        slot = slots.get(command)
+        slot: int | None = slots.get(command)
         if operation.slot is not None and operation.slot != slot:
             raise Violation(f"{operation} was told slot {operation.slot}, the log has it at {slot}", checker="results")
         if slot is None and operation.is_known:
