@@ -166,8 +166,9 @@ def test_a_misdirected_write_does_not_bring_back_a_length_that_a_crash_lost() ->
     sizes: Counter[int] = Counter()
     for seed in range(SEEDS):
         disk = disk_with(b"o" * 512, size=512)
+        disk.write("a", 7680, [b"e" * 512])
         disk.misdirect_next_write(Random(seed))
-        disk.write("a", 7680, [b"n" * 512])
+        disk.write("a", 0, [b"n" * 512])
         disk.crash(Random(seed), 0.5)
         sizes[disk.size("a")] += 1
     assert sorted(sizes) == [512, 8192]
