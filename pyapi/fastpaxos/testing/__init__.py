@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .checkers import JournalEntry, ProtocolChecker, Value
+from .checkers import ProtocolChecker
 from .clients import ClientOptions, SimClient
 from .cluster import SimCluster
 from .disk import SimDisk, SimulatedCrash
 from .history import ClientHistory, LogModel, Read, Violation, Write
+from .journal_view import JournalEntry, Value
 from .linearizability import Register, Search, SequentialModel, Verdict, check_linearizable
 from .lone import LoneReplica, batch
 from .network import LinkOptions, SimNetwork
@@ -15,6 +16,7 @@ from .operations import Operation, OperationKind, Outcome, read_history, write_h
 from .options import DiskOptions, NemesisOptions, SimOptions
 from .register_check import check_registers
 from .schedule import Schedule
+from .swarm import draw_options
 from .witness import check_witness, place_operations
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "check_linearizable",
     "check_registers",
     "check_witness",
+    "draw_options",
     "place_operations",
     "read_history",
     "write_history",
