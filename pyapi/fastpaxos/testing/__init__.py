@@ -53,6 +53,7 @@ __all__ = [
     "check_linearizable",
     "check_registers",
     "check_witness",
+    "draw_options",
     "place_operations",
     "read_history",
     "write_history",
