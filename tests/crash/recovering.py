@@ -1,0 +1,178 @@
+"""Recover what a power cut left with the real code, and compare it with what the node was promised."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from crash.ledger import CrashViolation, Expectation
+from crash.power_cut import Image
+from fastpaxos.directory import MemoryDirectory, OsDirectory, PowerLoss
+from fastpaxos.errors import ConfigError, FastPaxosError
+from fastpaxos.storage import Storage
+from fastpaxos_core.founding import FoundingRecord
+from fastpaxos_core.journal import Journal
+from fastpaxos_core.journal_recovery import Recovery
+from journal_model import NODE_ID, State, check_readable, recovered_state
+
+Facts = tuple[State, bool, list[tuple[int, int]]]
+
+LAST_OS_BOOT_ID = "after the power cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """One recovery of one image.
+
+    Attributes:
+        journal, recovery, directory: the open journal, what was found, and where it is.
+        boot, incarnation, founding: of the directory.
+    """
+
+    journal: Journal
+    recovery: Recovery
+    directory: OsDirectory
+    boot: int
+    incarnation: int
+    founding: FoundingRecord | None
+
+    @property
+    def facts(self) -> Facts:
+        return facts(self.recovery)
+
+
+def facts(recovery: Recovery) -> Facts:
+    return recovered_state(recovery), recovery.promised_known, recovery.unknown
+
+
+def lay_out(image: Image, root: Path) -> None:
+    """Make the files of an image below `root`, which is emptied before."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    for path in sorted(image):
+        content = image[path]
+        if content is None:
+            (root / path).mkdir()
+        else:
+            (root / path).write_bytes(content)
+
+
+def recover(data_dir: Path, durability: str, segment_bytes: int) -> Recovered:
+    """Start a node's storage as after a restart of the machine, and release it again."""
+    storage = Storage.open(
+        data_dir, node_id=NODE_ID, durability=durability, segment_bytes=segment_bytes, os_boot_id=LAST_OS_BOOT_ID
+    )
+    try:
+        journal, recovery = storage.open_journal()
+        identity = storage.identity
+        return Recovered(
+            journal, recovery, OsDirectory(data_dir), identity.boot, identity.incarnation, storage.founding
+        )
+    finally:
+        storage.close(clean=False)
+
+
+def check_recovered(found: Recovered, expected: Expectation) -> None:
+    """Nothing that was acknowledged is lost, nothing that was not written appears, no number is used twice.
+
+    Raises:
+        CrashViolation: otherwise.
+    """
+    state, promised_known, unknown = found.facts
+    if found.boot <= expected.boot:
+        raise CrashViolation(f"boot {found.boot} starts, but messages of boot {expected.boot} may be on their way")
+    if expected.incarnation not in (None, found.incarnation):
+        raise CrashViolation(f"the directory was incarnation {expected.incarnation}, and is {found.incarnation} now")
+    founding = found.founding.encode() if found.founding else b""
+    if founding not in expected.founding:
+        raise CrashViolation(f"the founding record is {founding!r}, possible were {expected.founding}")
+    if found.recovery.problems or unknown or not promised_known:
+        raise CrashViolation(
+            f"a power cut alone counts as corruption: {found.recovery.problems}, unknown {unknown}, promised ballot "
+            f"known: {promised_known}"
+        )
+    if state not in expected.states:
+        raise CrashViolation(f"recovered {state}; possible were, the first one acknowledged: {expected.states}")
+    if found.journal.next_ticket <= expected.ticket:
+        raise CrashViolation(f"ticket {found.journal.next_ticket} is next, but {expected.ticket} was used before")
+    try:
+        check_readable(found.journal, found.directory, expected.chosen, state.commit_index)
+    except AssertionError as error:
+        raise CrashViolation(f"reading back: {error}") from error
+
+
+def check_image(
+    image: Image, data_path: str, expected: Expectation, root: Path, durability: str, segment_bytes: int
+) -> Recovered | None:
+    """Recover an image below `root` and check it; None when it was rightly refused as lost.
+
+    Raises:
+        CrashViolation: it breaks a promise.
+    """
+    lay_out(image, root)
+    try:
+        found = recover(root / data_path, durability, segment_bytes)
+    except ConfigError as error:
+        if expected.may_be_lost and "the disk counts as lost" in str(error):
+            return None
+        raise CrashViolation(f"a power cut made the directory unusable: {error}") from error
+    except FastPaxosError as error:
+        raise CrashViolation(f"a power cut alone counts as corruption: {type(error).__name__}: {error}") from error
+    check_recovered(found, expected)
+    return found
+
+
+# --- power cuts during recovery ---------------------------------------------------------------------------------------
+
+
+def journal_in_memory(image: Image, data_path: str) -> MemoryDirectory:
+    """The files of the data directory of an image, all of them durable."""
+    directory = MemoryDirectory()
+    prefix = data_path + "/"
+    for path, content in image.items():
+        if path.startswith(prefix) and content is not None:
+            directory.create(path.removeprefix(prefix), len(content))
+            directory.write(path.removeprefix(prefix), 0, [content])
+    return directory.copy()
+
+
+def check_interrupted(
+    image: Image, data_path: str, found: Recovered, segment_bytes: int, rng: random.Random
+) -> int:
+    """Cut the power again at every operation of the recovery: the next one finds the same. Returns how many cuts.
+
+    Raises:
+        CrashViolation: it finds something else.
+    """
+    pristine = journal_in_memory(image, data_path)
+
+    def open_again(directory: MemoryDirectory, boot: int) -> Recovery:
+        _, recovery = Journal.open(
+            directory, node_id=NODE_ID, incarnation=found.incarnation, boot=boot, segment_bytes=segment_bytes
+        )
+        return recovery
+
+    cuts = 0
+    operations = 0
+    is_cut = True
+    while is_cut:
+        attempt = pristine.copy()
+        attempt.operations_left = operations
+        try:
+            open_again(attempt, found.boot)
+            attempt.operations_left = None
+            is_cut = False
+        except PowerLoss:
+            operations += 1
+        for share in (0.0, 1.0, rng.random()):
+            left = attempt.crash(lambda kind, name, share=share: rng.random() < share)  # type: ignore[misc]
+            again = open_again(left, found.boot + 1)
+            if facts(again) != found.facts or again.problems != found.recovery.problems:
+                raise CrashViolation(
+                    f"a power cut at operation {operations} of the recovery: then {facts(again)} is found with "
+                    f"{again.problems}, before {found.facts} with {found.recovery.problems}"
+                )
+            cuts += 1
+    return cuts
