@@ -134,8 +134,9 @@ cdef struct WriterState:
     char[NAME_BYTES] segment_name
     bint durable
     int error                       # the first error, final
-    uint64_t spare_wanted           # size of the segment to prepare, 0 = none; guarded by lock
-    uint64_t spare_bytes            # size of the one prepared, 0 = none; guarded by lock
+    # Invariant: one of these two is 0. Guarded by lock.
+    uint64_t spare_wanted           # size of the segment to prepare, 0 = none
+    uint64_t spare_bytes            # size of the one prepared, 0 = none
     int spare
 
 
@@ -274,6 +275,9 @@ cdef int prepare_spare(WriterState* state, uint64_t size) noexcept nogil:
     pthread_mutex_lock(&state.lock)
     state.spare = descriptor
     state.spare_bytes = size
+    # An inline write may have asked again meanwhile. Making another one would empty this one, perhaps just when its
+    # first write is going into it.
+    state.spare_wanted = 0
     pthread_mutex_unlock(&state.lock)
     return 0
 

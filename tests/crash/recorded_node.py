@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import sys
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -20,6 +21,7 @@ import msgpack
 from fastpaxos.directory import MemoryDirectory
 from fastpaxos.errors import FastPaxosError
 from fastpaxos.storage import Storage
+from fastpaxos_core.block import build_block
 from fastpaxos_core.founding import FoundingRecord
 from fastpaxos_core.journal import Journal
 from journal_model import NODE_ID, Batch, History, State, recovered_state
@@ -133,6 +135,18 @@ class RecordedLife(History):
             if read is not None:
                 self.journal.parse(read, self.storage.read(read))
 
+    def inline(self, steps: int) -> None:
+        """Each write fills half of a segment, so that the thread is asked for a spare segment again and again."""
+        for _ in range(steps):
+            slot = self.state.batches[-1].slot_end if self.state.batches else 1
+            self.clock += 1
+            block = build_block([self.rng.randbytes(self.segment_bytes // 2)], 1, self.clock)
+            self.state = replace(self.state, promised_ballot=1)
+            self.append(Batch(slot, slot + 1, 1, self.clock, block))
+            write = self.journal.seal(1, 0)
+            assert write is not None
+            self.carry_out(write, inline=True)
+
     def script(self, steps: int) -> None:
         """The same steps in every run: every kind of write, several segments, a spare one, reading back."""
         for step in range(steps):
@@ -175,6 +189,8 @@ def live(order: dict[str, Any], notes: Notes) -> None:
     storage.start(loop, lambda error: None)
     if order["plan"] == "script":
         life.script(order["steps"])
+    elif order["plan"] == "inline":
+        life.inline(order["steps"])
     else:
         for _ in range(order["steps"]):
             life.step()

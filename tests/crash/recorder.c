@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 enum { OPEN = 1, WRITE, TRUNCATE, ALLOCATE, SYNC_BEGIN, SYNC_END, CLOSE, RENAME, UNLINK, MKDIR, NOTE, READ };
-enum { DESCRIPTORS_MAX = 4096, FAULTS_MAX = 8, SHORT = -1, KILL = -2 };
+enum { DESCRIPTORS_MAX = 4096, FAULTS_MAX = 8, SHORT = -1, KILL = -2, HOLD = -3 };
 
 /* What precedes each record's name and data; the layout that recording.py reads. */
 struct record {
@@ -51,6 +51,8 @@ static struct fault faults[FAULTS_MAX];
 static int fault_count;
 static struct { char call[16]; int count; } counts[32];
 static int any_count;
+static char held_name[16];
+static int held_calls;
 
 static long raw(long result) { return result; }
 
@@ -124,7 +126,13 @@ int recorder_start(const char *directory, const char *log_path) {
 }
 
 void recorder_fault(const char *call, int number, int action) {
-    struct fault *fault = &faults[fault_count++];
+    struct fault *fault = &faults[fault_count];
+    if (action == HOLD) {
+        strncpy(held_name, call, sizeof(held_name) - 1);
+        held_calls = number;
+        return;
+    }
+    fault_count++;
     strncpy(fault->call, call, sizeof(fault->call) - 1);
     fault->number = number;
     fault->action = action;
@@ -163,12 +171,31 @@ void recorder_note(const void *data, uint32_t size) {
         pthread_mutex_unlock(&lock);                    \
     } while (0)
 
+/* The first open of a file whose name contains held_name waits until other threads have made held_calls calls. */
+static void hold(const char *path) {
+    int patience, is_done = 0, until;
+    pthread_mutex_lock(&lock);
+    if (held_name[0] == 0 || strstr(path, held_name) == NULL)
+        is_done = 1;
+    else
+        held_name[0] = 0;
+    until = any_count + held_calls;
+    pthread_mutex_unlock(&lock);
+    for (patience = 0; !is_done && patience < 100000; patience++) {
+        usleep(100);
+        pthread_mutex_lock(&lock);
+        is_done = any_count >= until;
+        pthread_mutex_unlock(&lock);
+    }
+}
+
 static int opened(int directory, const char *path, int flags, mode_t mode, const char *call) {
     struct record record = {.kind = OPEN, .descriptor = directory, .size = (uint64_t)flags};
     int result;
     NEXT(int, "openat64", (int, const char *, int, ...));
     if (!is_below_root(directory, path))
         return next(directory, path, flags, mode);
+    hold(path);
     RECORD(record, call, path, NULL, next(directory, path, flags, mode));
     if (result >= 0 && result < DESCRIPTORS_MAX) {
         tracked[result] = 1;

@@ -12,6 +12,7 @@ import os
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -28,6 +29,7 @@ SOURCE = Path(__file__).with_name("recorder.c")
 RECORD = struct.Struct("<IiqQQIIII16s")
 SHORT = -1
 KILL = -2
+HOLD = -3
 EVERY = 0
 
 
@@ -81,7 +83,8 @@ class Event:
 class Fault:
     """The `number`-th call of `call` (EVERY: all of them; call "any": of all calls) fails with errno `action`.
 
-    Action SHORT does half of a read or write; KILL ends the process before the call.
+    Action SHORT does half of a read or write; KILL ends the process before the call. With action HOLD, `call` is a part
+    of a file name: the first open of such a file waits until other threads have made `number` calls.
     """
 
     call: str
@@ -97,7 +100,8 @@ class Run:
         seed: of the random history.
         steps: how many steps it takes, unless something ends it before.
         durability, segment_bytes, block_bytes_max, os_boot_id: of the storage.
-        plan: "random", or "script" for one fixed run that passes every call site.
+        plan: "random"; "script" for one fixed run that passes every call site; "inline" for writes of half a segment,
+            all of them inline.
         clean: closes the directory properly at the end, instead of just ending.
         faults: what goes wrong.
     """
@@ -128,6 +132,14 @@ class Recording:
     def error(self) -> dict[str, Any] | None:
         """The error that stopped the node, as the child noted it."""
         return next((note for note in self.notes if note["what"] == "error"), None)
+
+
+@contextlib.contextmanager
+def working_folder() -> Iterator[Path]:
+    """A temporary folder, in memory where the system has such a place: syncs cost nothing there."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="crash-", dir=memory if os.access(memory, os.W_OK) else None) as name:
+        yield Path(name)
 
 
 def compile_recorder(folder: Path) -> Path:
