@@ -93,7 +93,10 @@ class Ledger:
     def _recovered(self, note: dict[str, Any]) -> None:
         state = self._state(note["state"])
         if state not in self.now.states or note["problems"]:
-            raise CrashViolation(f"recovered {state} with problems {note['problems']}, possible were {self.now.states}")
+            raise CrashViolation(
+                f"a life recovered promised ballot {state.promised_ballot} and commit index {state.commit_index} with "
+                f"problems {note['problems']}: none of the {len(self.now.states)} states that were possible"
+            )
         if note["ticket"] <= self.now.ticket:
             raise CrashViolation(f"goes on with ticket {note['ticket']}, but {self.now.ticket} was used before")
         self.narrow(state)

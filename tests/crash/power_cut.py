@@ -271,7 +271,9 @@ class Disk:
         return sorted(changes, key=lambda change: change.number)
 
     def _lock(self) -> File | Folder | None:
-        return next((node.seen[LOCK_NAME] for node in self._nodes if isinstance(node, Folder) and LOCK_NAME in node.seen), None)
+        return next(
+            (node.seen[LOCK_NAME] for node in self._nodes if isinstance(node, Folder) and LOCK_NAME in node.seen), None
+        )
 
     def image(self, choice: Choice = keep_all) -> Image:
         """The disk after a power cut that kept what `choice` says."""

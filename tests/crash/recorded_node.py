@@ -199,6 +199,10 @@ def live(order: dict[str, Any], notes: Notes) -> None:
         if life.rng.random() < 0.7:
             life.wait()
     if order["clean"]:
+        if life.rng.random() < 0.8:
+            life.write()
+            life.wait()
+            life.marker()
         storage.close()
         notes.add("closed")
     loop.close()

@@ -175,7 +175,10 @@ class Recorder:
     def __init__(self, folder: Path) -> None:
         self._log = folder / "calls"
         library = compile_recorder(folder)
-        paths = [Path(__file__).parents[1], *(Path(module.__file__).parents[1] for module in (fastpaxos, fastpaxos_core))]
+        paths = [
+            Path(__file__).parents[1],
+            *(Path(module.__file__).parents[1] for module in (fastpaxos, fastpaxos_core)),
+        ]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "crash.recorded_node", str(library)],
             stdin=subprocess.PIPE,

@@ -47,6 +47,18 @@ def facts(recovery: Recovery) -> Facts:
     return recovered_state(recovery), recovery.promised_known, recovery.unknown
 
 
+def brief(state: State) -> str:
+    """A state without the bytes of its blocks."""
+    batches = ", ".join(f"[{batch.slot_begin}, {batch.slot_end}) in {batch.ballot}" for batch in state.batches)
+    return f"<promised {state.promised_ballot}, committed {state.commit_index}, batches {batches or 'none'}>"
+
+
+def describe(found: Recovered) -> str:
+    """What a recovery found, for people."""
+    state, promised_known, unknown = found.facts
+    return f"{brief(state)}, promised ballot {'' if promised_known else 'un'}known, unknown slots {unknown}"
+
+
 def lay_out(image: Image, root: Path) -> None:
     """Make the files of an image below `root`, which is emptied before."""
     shutil.rmtree(root, ignore_errors=True)
@@ -94,7 +106,8 @@ def check_recovered(found: Recovered, expected: Expectation) -> None:
             f"known: {promised_known}"
         )
     if state not in expected.states:
-        raise CrashViolation(f"recovered {state}; possible were, the first one acknowledged: {expected.states}")
+        possible = "; ".join(map(brief, expected.states))
+        raise CrashViolation(f"recovered {describe(found)}; possible were, the first one acknowledged: {possible}")
     if found.journal.next_ticket <= expected.ticket:
         raise CrashViolation(f"ticket {found.journal.next_ticket} is next, but {expected.ticket} was used before")
     try:
@@ -138,9 +151,7 @@ def journal_in_memory(image: Image, data_path: str) -> MemoryDirectory:
     return directory.copy()
 
 
-def check_interrupted(
-    image: Image, data_path: str, found: Recovered, segment_bytes: int, rng: random.Random
-) -> int:
+def check_interrupted(image: Image, data_path: str, found: Recovered, segment_bytes: int, rng: random.Random) -> int:
     """Cut the power again at every operation of the recovery: the next one finds the same. Returns how many cuts.
 
     Raises:
@@ -171,8 +182,8 @@ def check_interrupted(
             again = open_again(left, found.boot + 1)
             if facts(again) != found.facts or again.problems != found.recovery.problems:
                 raise CrashViolation(
-                    f"a power cut at operation {operations} of the recovery: then {facts(again)} is found with "
-                    f"{again.problems}, before {found.facts} with {found.recovery.problems}"
+                    f"a power cut at operation {operations} of the recovery: then {brief(recovered_state(again))} is "
+                    f"found with {again.problems}, before {describe(found)} with {found.recovery.problems}"
                 )
             cuts += 1
     return cuts

@@ -145,6 +145,4 @@ def follow(event: Event, disk: Disk, ledger: Ledger) -> bool:
 
 def read_image(root: Path) -> Image:
     """The files below a real directory."""
-    return {
-        path.relative_to(root).as_posix(): None if path.is_dir() else path.read_bytes() for path in root.rglob("*")
-    }
+    return {path.relative_to(root).as_posix(): None if path.is_dir() else path.read_bytes() for path in root.rglob("*")}
