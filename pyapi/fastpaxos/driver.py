@@ -53,6 +53,16 @@ class JournalStorage(Protocol):
     def read(self, read: JournalRead) -> bytes: ...
 
 
+class TurnLoop(Protocol):
+    """What the driver needs of its event loop: asyncio's, or a simulated one."""
+
+    def call_soon(self, callback: Callable[[], None], /) -> object: ...
+
+    def run_in_executor(
+        self, executor: Executor | None, function: Callable[[JournalRead], bytes], read: JournalRead, /
+    ) -> asyncio.Future[bytes]: ...
+
+
 class PeerConnection(Protocol):
     def send(self, buffers: list[bytes]) -> None: ...
 
@@ -60,7 +70,8 @@ class PeerConnection(Protocol):
 class Driver:
     """Carries out what one replica wants, in order of duty.
 
-    `failed` is called once with whatever must stop the node. `read_executor` runs journal reads.
+    `failed` is called once with whatever must stop the node. `loop` calls the turns, and
+    runs journal reads in `read_executor`.
     """
 
     def __init__(
@@ -72,7 +83,8 @@ class Driver:
         peers: Mapping[int, PeerConnection],
         *,
         apply_slice_ms: int,
-        read_executor: Executor,
+        loop: TurnLoop,
+        read_executor: Executor | None,
         clock_ns: Callable[[], int],
         failed: Callable[[BaseException], None],
     ) -> None:
@@ -85,7 +97,7 @@ class Driver:
         self._read_executor = read_executor
         self._clock_ns = clock_ns
         self._failed = failed
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._is_awake = False
         self._is_stopped = False
         self._run: BatchRun | None = None

@@ -8,9 +8,9 @@ the record when it has heard all others; whoever has it sends it to every member
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from fastpaxos.handshake import HandshakeRefusedError, Hello
@@ -46,7 +46,7 @@ class FoundingDriver:
         random_bytes: Callable[[int], bytes],
     ) -> None:
         self.founding = founding
-        self.decided: asyncio.Future[FoundingRecord] = asyncio.get_running_loop().create_future()
+        self.decided: Future[FoundingRecord] = Future()
         self._make_control = make_control
         self._random_bytes = random_bytes
         if founding.record is not None:

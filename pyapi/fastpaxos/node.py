@@ -260,7 +260,7 @@ class Node:
     async def _found(self, founding_driver: FoundingDriver, begin: Any) -> None:
         """Wait until the members agree on the record, store it, and take part."""
         # Unbounded on purpose: a cluster is founded when its last member comes.
-        record = await founding_driver.decided
+        record = await asyncio.wrap_future(founding_driver.decided)
         await begin(record)
 
     async def _begin(
@@ -322,6 +322,7 @@ class Node:
             service,
             transport.peers,
             apply_slice_ms=config.apply_slice_ms,
+            loop=asyncio.get_running_loop(),
             read_executor=read_executor,
             clock_ns=time.monotonic_ns,
             failed=self._fail,

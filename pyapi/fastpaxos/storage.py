@@ -11,100 +11,24 @@ import contextlib
 import fcntl
 import logging
 import os
-import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import msgpack
-
-from fastpaxos.directory import MemoryDirectory, OsDirectory, naming
-from fastpaxos_core.block import crc32c
-from fastpaxos_core.errors import ConfigError, CorruptionError, FrameError, InternalError, InvariantError
+from fastpaxos.directory import MemoryDirectory, OsDirectory
+from fastpaxos.identity import LOCK_NAME, DirectoryIdentity, IdentityFile, read_os_boot_id
+from fastpaxos_core.errors import ConfigError, InternalError
 from fastpaxos_core.founding import DURABILITY_MODES, FoundingRecord
 from fastpaxos_core.journal import Journal, JournalRead, JournalWrite
 from fastpaxos_core.journal_recovery import Recovery
 from fastpaxos_core.journal_writer import JournalWriter
 
-__all__ = ["DirectoryIdentity", "MemoryDirectory", "OsDirectory", "Storage"]
+__all__ = ["MemoryDirectory", "OsDirectory", "Storage"]
 
 logger = logging.getLogger(__name__)
 
-IDENTITY_NAME = "identity"
-LOCK_NAME = "lock"
-TEMPORARY_SUFFIX = ".temporary"
-BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 READ_WAIT_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class DirectoryIdentity:
-    """What the file `identity` says about a data directory.
-
-    Attributes:
-        node_id: the one node that it belongs to.
-        incarnation: random, drawn when the directory was formatted; names this copy of the data.
-        boot: counts the starts, from 1.
-        durability: "fsync", "write" or "memory".
-        os_boot_id: the start of the operating system in which it was last opened; "" where there is none.
-        clean: True when it was closed properly since.
-        founding: encoded FoundingRecord, b"" before founding.
-        journal_segment: the newest journal segment that surely exists, 0 before the first.
-    """
-
-    node_id: int
-    incarnation: int
-    boot: int
-    durability: str
-    os_boot_id: str
-    clean: bool
-    founding: bytes
-    journal_segment: int
-
-    MAGIC = b"FPXIDENT"
-    VERSION = 1
-    # magic, version, flags, CRC32C of everything else, length of the msgpack map that follows
-    HEADER = struct.Struct("<8sHHII")
-    BYTES_MAX = 1 << 21
-
-    def encode(self) -> bytes:
-        """The file's contents."""
-        body: bytes = msgpack.packb({name: getattr(self, name) for name in self.__slots__})
-        head = self.HEADER.pack(self.MAGIC, self.VERSION, 0, 0, len(body))
-        crc = crc32c(body, crc32c(head))
-        return self.HEADER.pack(self.MAGIC, self.VERSION, 0, crc, len(body)) + body
-
-    @classmethod
-    def decode(cls, data: bytes, path: Path) -> DirectoryIdentity:
-        """Read the file's contents.
-
-        Raises:
-            CorruptionError: they are not what was written.
-            ConfigError: a newer program wrote them.
-        """
-        if len(data) < cls.HEADER.size:
-            raise CorruptionError(f"{path} has only {len(data)} bytes; this directory's data cannot be trusted")
-        magic, version, flags, crc, size = cls.HEADER.unpack_from(data)
-        body = data[cls.HEADER.size :]
-        head = cls.HEADER.pack(magic, version, flags, 0, size)
-        if magic != cls.MAGIC or size != len(body) or crc32c(body, crc32c(head)) != crc:
-            raise CorruptionError(f"{path} is corrupt; this directory's data cannot be trusted")
-        if version != cls.VERSION or flags:
-            raise ConfigError(f"{path} has version {version} and flags {flags:#x}, unknown to this program")
-        fields = msgpack.unpackb(body)
-        if not isinstance(fields, dict) or fields.keys() != set(cls.__slots__):
-            raise CorruptionError(f"{path} does not have the fields of an identity")
-        return cls(**fields)
-
-
-def read_os_boot_id() -> str:
-    """Name of this start of the operating system, or "" where it has none."""
-    try:
-        return BOOT_ID_PATH.read_text().strip()
-    except OSError:
-        return ""
 
 
 class Storage:
@@ -113,14 +37,14 @@ class Storage:
     `read` may be called from any thread; everything else belongs to the thread of the loop.
     """
 
-    def __init__(self, path: Path, lock: int, identity: DirectoryIdentity, segment_bytes: int) -> None:
+    def __init__(self, path: Path, lock: int, identity_file: IdentityFile, segment_bytes: int) -> None:
         self.path = path
-        self.identity = identity
+        self._identity_file = identity_file
         self.recent_sync_ns = 0
         self._lock = lock
         self._segment_bytes = segment_bytes
-        self._directory = OsDirectory(path, durable=identity.durability != "memory")
-        self._is_memory = identity.durability == "memory"
+        self._is_memory = identity_file.value.durability == "memory"
+        self._directory = OsDirectory(path, durable=not self._is_memory)
         self._journal: Journal | None = None
         self._writer: JournalWriter | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -165,32 +89,30 @@ class Storage:
         _make_directory(path)
         lock = _lock_directory(path)
         try:
-            stored = _read_identity(path)
-            if stored is None:
-                incarnation = int.from_bytes(os.urandom(8), "little") or 1
-                identity = DirectoryIdentity(node_id, incarnation, 1, durability, os_boot_id, False, b"", 0)
-            else:
-                _check_identity(path, stored, node_id, durability, os_boot_id)
-                identity = replace(stored, boot=stored.boot + 1, os_boot_id=os_boot_id, clean=False)
-            storage = cls(path, lock, identity, segment_bytes)
-            storage.founding  # noqa: B018 - an unreadable record is refused before anything changes
-            storage._store_identity(identity)
+            identity_file = IdentityFile.open(
+                OsDirectory(path),
+                path,
+                node_id=node_id,
+                durability=durability,
+                os_boot_id=os_boot_id,
+                new_incarnation=lambda: int.from_bytes(os.urandom(8), "little") or 1,
+            )
         except BaseException:
             os.close(lock)
             raise
-        return storage
+        return cls(path, lock, identity_file, segment_bytes)
 
     # --- identity ---
 
     @property
+    def identity(self) -> DirectoryIdentity:
+        """What the identity file says now."""
+        return self._identity_file.value
+
+    @property
     def founding(self) -> FoundingRecord | None:
         """The founding record, or None. Raises CorruptionError if it is unreadable."""
-        if not self.identity.founding:
-            return None
-        try:
-            return FoundingRecord.decode(self.identity.founding)
-        except FrameError as error:
-            raise CorruptionError(f"{self.path / IDENTITY_NAME}: {error}") from error
+        return self._identity_file.founding
 
     def found(self, record: FoundingRecord) -> None:
         """Store the founding record durably.
@@ -199,22 +121,7 @@ class Storage:
             InvariantError: another one is stored.
             OSError: the disk refuses; the node must stop.
         """
-        encoded = record.encode()
-        if self.identity.founding == encoded:
-            return
-        if self.identity.founding:
-            raise InvariantError(f"{self.path} would be founded a second time with another record")
-        self._store_identity(replace(self.identity, founding=encoded))
-
-    def _store_identity(self, identity: DirectoryIdentity) -> None:
-        temporary = self.path / (IDENTITY_NAME + TEMPORARY_SUFFIX)
-        with naming(temporary, "writing"), temporary.open("wb") as file:
-            file.write(identity.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.path / IDENTITY_NAME)
-        _sync_path(self.path)
-        self.identity = identity
+        self._identity_file.found(record)
 
     # --- journal ---
 
@@ -226,23 +133,10 @@ class Storage:
             ConfigError: it belongs to another directory, or a newer program wrote it.
             OSError: the disk refuses.
         """
-        expected = self.identity.journal_segment
-        if expected and f"journal-{expected:016x}.segment" not in self._directory.list():
-            raise CorruptionError(
-                f"{self.path}: journal segment {expected:016x}, which existed when this node last started, is missing"
-            )
-        identity = self.identity
-        journal, recovery = Journal.open(
-            self._directory,
-            node_id=identity.node_id,
-            incarnation=identity.incarnation,
-            boot=identity.boot,
-            segment_bytes=self._segment_bytes,
-        )
+        journal, recovery = self._identity_file.open_journal(self._directory, self._segment_bytes)
         self._journal = journal
-        self._store_identity(replace(identity, journal_segment=journal.segment_number))
         for problem in recovery.problems:
-            logger.error("node %d: journal: %s", identity.node_id, problem)
+            logger.error("node %d: journal: %s", self.identity.node_id, problem)
         return journal, recovery
 
     def start(self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[OSError], None]) -> None:
@@ -354,7 +248,7 @@ class Storage:
             if clean and self._failure is None:
                 if self.identity.durability == "write":
                     self._sync_journal()
-                self._store_identity(replace(self.identity, clean=True))
+                self._identity_file.mark_clean()
         finally:
             os.close(self._lock)
             self._lock = -1
@@ -383,15 +277,6 @@ class Storage:
         self._directory.sync_directory()
 
 
-def _sync_path(path: Path) -> None:
-    with naming(path, "syncing"):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _make_directory(path: Path) -> None:
     """Create the directory and make its name durable."""
     missing = [path]
@@ -399,7 +284,7 @@ def _make_directory(path: Path) -> None:
         missing.append(missing[-1].parent)
     for directory in reversed(missing[:-1]):
         directory.mkdir(mode=0o700, exist_ok=True)
-        _sync_path(directory.parent)
+        OsDirectory(directory.parent).sync_directory()
     if not path.is_dir():
         raise ConfigError(f"data_dir {path} is no directory")
 
@@ -420,37 +305,3 @@ def _lock_directory(path: Path) -> int:
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
-
-
-def _read_identity(path: Path) -> DirectoryIdentity | None:
-    """The stored identity, or None in an empty directory."""
-    names = set(os.listdir(path))
-    if IDENTITY_NAME in names:
-        with (path / IDENTITY_NAME).open("rb") as file:
-            return DirectoryIdentity.decode(file.read(DirectoryIdentity.BYTES_MAX), path / IDENTITY_NAME)
-    others = names - {LOCK_NAME, IDENTITY_NAME + TEMPORARY_SUFFIX}
-    if others:
-        raise ConfigError(
-            f"data_dir {path} is not empty ({min(others)!r} among others) but has no identity file; it is not a data "
-            f"directory of fastpaxos, or it lost its identity"
-        )
-    return None
-
-
-def _check_identity(path: Path, stored: DirectoryIdentity, node_id: int, durability: str, os_boot_id: str) -> None:
-    if stored.node_id != node_id:
-        raise ConfigError(f"data_dir {path} belongs to node {stored.node_id}, not to node {node_id}")
-    if stored.durability != durability:
-        raise ConfigError(
-            f"data_dir {path} was written with durability {stored.durability!r}, not {durability!r}; the mode of a "
-            f"data directory cannot be changed"
-        )
-    lost: Any = None
-    if durability == "memory":
-        lost = "durability 'memory' keeps nothing over a restart"
-    elif durability == "write" and not stored.clean and (not os_boot_id or stored.os_boot_id != os_boot_id):
-        lost = "the machine was restarted while the node ran with durability 'write', which syncs nothing"
-    if lost:
-        raise ConfigError(
-            f"data_dir {path}: {lost}; the disk counts as lost. Give this node a new id and an empty directory"
-        )

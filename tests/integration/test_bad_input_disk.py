@@ -476,9 +476,9 @@ async def test_nothing_is_acknowledged_after_a_failure_and_all_is_there_when_the
     with ClusterProcess(tmp_path, 1) as cluster:
         async with Client(cluster.cluster, timeout=30) as client:
             await execute_one_by_one(client, sure)
-            for call, number, at_start, while_running, at_next_start in (
-                ("fdatasync", errno.EIO, "pread", "syncing failed: Input/output error", "Input/output error"),
-                ("pwritev", errno.ENOSPC, "fallocate", "writing failed: No space left", "reserving room for it failed"),
+            for call, number, at_start, while_running, at_next_start, on_file in (
+                ("fdatasync", errno.EIO, "pread", "syncing failed: Input/output error", "Input/output", "identity"),
+                ("pwritev", errno.ENOSPC, "fallocate", "writing failed: No space left", "reserving room", "journal-0"),
             ):
                 faulty_disk.fail(call, number)
                 doubtful = b"perhaps " + call.encode()
@@ -494,7 +494,7 @@ async def test_nothing_is_acknowledged_after_a_failure_and_all_is_there_when_the
                 ending = (await until_dead(cluster, 1)).splitlines()[-1]
                 assert ending.startswith("error: OSError: ")
                 assert at_next_start in ending
-                assert f"{cluster.data_dir(1)}/journal-0" in ending
+                assert f"{cluster.data_dir(1)}/{on_file}" in ending
                 faulty_disk.heal()
                 cluster.start(1)
                 # The client sends again what it has no answer to, then this.

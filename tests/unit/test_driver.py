@@ -129,6 +129,7 @@ class World:
             self.service,  # type: ignore[arg-type]
             {2: Peer(self.log, 2)},
             apply_slice_ms=2,
+            loop=asyncio.get_running_loop(),
             read_executor=self.executor,
             clock_ns=self.clock_ns,
             failed=self.errors.append,

@@ -13,7 +13,8 @@ import msgpack
 import pytest
 
 from fastpaxos.directory import MemoryDirectory, OsDirectory, PowerLoss
-from fastpaxos.storage import DirectoryIdentity, Storage, read_os_boot_id
+from fastpaxos.identity import DirectoryIdentity, read_os_boot_id
+from fastpaxos.storage import Storage
 from fastpaxos_core.block import build_block, crc32c
 from fastpaxos_core.errors import ConfigError, CorruptionError, InternalError, InvariantError
 from fastpaxos_core.founding import FoundingRecord

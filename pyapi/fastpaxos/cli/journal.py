@@ -11,7 +11,7 @@ import click
 from fastpaxos.cli.options import json_option, print_json
 from fastpaxos.directory import OsDirectory
 from fastpaxos.errors import ConfigError, CorruptionError, FrameError
-from fastpaxos.storage import IDENTITY_NAME, DirectoryIdentity
+from fastpaxos.identity import IDENTITY_NAME, DirectoryIdentity
 from fastpaxos_core import journal_recovery
 from fastpaxos_core.ballot import format_ballot
 from fastpaxos_core.block import BlockView
