@@ -33,7 +33,7 @@ from crash.scenario import DATA_PATH, CrashState, Scenario
 from journal_model import Batch, State
 
 # Every n-th state is also recovered with a power cut at each operation of the recovery.
-INTERRUPTED_EVERY = 8
+INTERRUPTED_EVERY = 16
 
 
 # --- saving and replaying ---------------------------------------------------------------------------------------------
@@ -66,20 +66,29 @@ def save(case: CrashState | DamagedImage, error: CrashViolation, name: str) -> P
     return path
 
 
+def load_case(path: Path) -> tuple[CrashState | DamagedImage, str]:
+    """A saved case, and what was wrong with it."""
+    fields = msgpack.unpackb(path.read_bytes(), strict_map_key=False)
+    error = fields.pop("error")
+    fields["expected"] = load_expectation(fields["expected"])
+    if "damage" in fields:
+        fields["damage"] = Damage(**fields["damage"])
+        return DamagedImage(**fields), error
+    return CrashState(**fields), error
+
+
 def replay(path: Path, folder: Path) -> None:
     """Check one saved case again.
 
     Raises:
         CrashViolation: it still breaks a promise.
     """
-    fields = msgpack.unpackb(path.read_bytes(), strict_map_key=False)
-    print(f"{path}: {fields['place']}; it said: {fields.pop('error')}")
-    fields["expected"] = load_expectation(fields["expected"])
-    if "damage" in fields:
-        fields["damage"] = Damage(**fields["damage"])
-        check_damage(DamagedImage(**fields), folder / "scratch")
+    case, error = load_case(path)
+    print(f"{path}: {case.place}; it said: {error}")
+    if isinstance(case, DamagedImage):
+        print(check_damage(case, folder / "scratch"))
     else:
-        check_state(CrashState(**fields), folder, random.Random(0))
+        check_state(case, folder, random.Random(0))
 
 
 # --- searching --------------------------------------------------------------------------------------------------------
@@ -92,7 +101,7 @@ def check_state(state: CrashState, folder: Path, rng: random.Random | None) -> i
     )
     if found is None or rng is None:
         return 0
-    return check_interrupted(state.image, DATA_PATH, found, state.segment_bytes, rng)
+    return check_interrupted(state.image, DATA_PATH, found, state.durability, state.segment_bytes, rng)
 
 
 class Campaign:

@@ -185,6 +185,10 @@ class Disk:
                 self._change(folder, old=name)
         return self._number != before
 
+    def is_folder(self, descriptor: int) -> bool:
+        """True when the descriptor is open, and on a directory."""
+        return isinstance(self._open.get(descriptor), Folder)
+
     def _change(self, owner: File | Folder, **what: object) -> None:
         self._number += 1
         owner.changes.append(Change(self._number, owner, **what))  # type: ignore[arg-type]

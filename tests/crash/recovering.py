@@ -11,6 +11,7 @@ from crash.ledger import CrashViolation, Expectation
 from crash.power_cut import Image
 from fastpaxos.directory import MemoryDirectory, OsDirectory, PowerLoss
 from fastpaxos.errors import ConfigError, FastPaxosError
+from fastpaxos.identity import IdentityFile
 from fastpaxos.storage import Storage
 from fastpaxos_core.founding import FoundingRecord
 from fastpaxos_core.journal import Journal
@@ -140,7 +141,7 @@ def check_image(
 # --- power cuts during recovery ---------------------------------------------------------------------------------------
 
 
-def journal_in_memory(image: Image, data_path: str) -> MemoryDirectory:
+def directory_in_memory(image: Image, data_path: str) -> MemoryDirectory:
     """The files of the data directory of an image, all of them durable."""
     directory = MemoryDirectory()
     prefix = data_path + "/"
@@ -151,39 +152,74 @@ def journal_in_memory(image: Image, data_path: str) -> MemoryDirectory:
     return directory.copy()
 
 
-def check_interrupted(image: Image, data_path: str, found: Recovered, segment_bytes: int, rng: random.Random) -> int:
-    """Cut the power again at every operation of the recovery: the next one finds the same. Returns how many cuts.
+@dataclass(slots=True)
+class Restart:
+    """A start over a directory in memory, as far as it comes before the power goes off."""
+
+    directory: MemoryDirectory
+    durability: str
+    segment_bytes: int
+    identity: IdentityFile | None = None
+    recovery: Recovery | None = None
+
+    def run(self) -> None:
+        self.identity = IdentityFile.open(
+            self.directory,
+            "memory",
+            node_id=NODE_ID,
+            durability=self.durability,
+            os_boot_id=LAST_OS_BOOT_ID,
+            new_incarnation=lambda: 1,
+        )
+        _, self.recovery = self.identity.open_journal(self.directory, self.segment_bytes)
+
+
+def check_interrupted(
+    image: Image, data_path: str, found: Recovered, durability: str, segment_bytes: int, rng: random.Random
+) -> int:
+    """Cut the power again at every operation of the start: the next one finds the same. Returns how many cuts.
 
     Raises:
-        CrashViolation: it finds something else.
+        CrashViolation: it finds something else, or takes a boot number for the second time.
     """
-    pristine = journal_in_memory(image, data_path)
-
-    def open_again(directory: MemoryDirectory, boot: int) -> Recovery:
-        _, recovery = Journal.open(
-            directory, node_id=NODE_ID, incarnation=found.incarnation, boot=boot, segment_bytes=segment_bytes
-        )
-        return recovery
-
+    pristine = directory_in_memory(image, data_path)
+    may_be_lost = durability == "write"
     cuts = 0
     operations = 0
     is_cut = True
     while is_cut:
-        attempt = pristine.copy()
-        attempt.operations_left = operations
+        first = Restart(pristine.copy(), durability, segment_bytes)
+        first.directory.operations_left = operations
         try:
-            open_again(attempt, found.boot)
-            attempt.operations_left = None
+            first.run()
+            first.directory.operations_left = None
             is_cut = False
         except PowerLoss:
             operations += 1
         for share in (0.0, 1.0, rng.random()):
-            left = attempt.crash(lambda kind, name, share=share: rng.random() < share)  # type: ignore[misc]
-            again = open_again(left, found.boot + 1)
-            if facts(again) != found.facts or again.problems != found.recovery.problems:
-                raise CrashViolation(
-                    f"a power cut at operation {operations} of the recovery: then {brief(recovered_state(again))} is "
-                    f"found with {again.problems}, before {describe(found)} with {found.recovery.problems}"
-                )
+            left = first.directory.crash(lambda kind, name, share=share: rng.random() < share)  # type: ignore[misc]
+            second = Restart(left, durability, segment_bytes)
+            try:
+                second.run()
+            except ConfigError:
+                if not may_be_lost:
+                    raise
+                continue
+            check_same(found, first, second, f"a power cut at operation {operations} of the start")
             cuts += 1
     return cuts
+
+
+def check_same(found: Recovered, first: Restart, second: Restart, when: str) -> None:
+    """The second start finds what an undisturbed one finds, under a boot number that the first one cannot have used."""
+    assert second.identity is not None
+    assert second.recovery is not None
+    if facts(second.recovery) != found.facts or second.recovery.problems != found.recovery.problems:
+        raise CrashViolation(
+            f"{when}: then {brief(recovered_state(second.recovery))} is found with {second.recovery.problems}, before "
+            f"{describe(found)} with {found.recovery.problems}"
+        )
+    if first.identity is not None and second.identity.value.boot <= first.identity.value.boot:
+        raise CrashViolation(f"{when}: boot {second.identity.value.boot} starts for the second time")
+    if second.identity.founding != found.founding:
+        raise CrashViolation(f"{when}: founded as {second.identity.founding}, before as {found.founding}")

@@ -17,8 +17,6 @@ from journal_model import recovered_state
 
 DATA_PATH = "nodes/three"
 LIVES = 3
-# In a fresh directory, the calls up to the name of its identity file are about making it.
-CALLS_OF_FORMATTING = 25
 FAILING_CALLS = ("pwritev", "fdatasync", "fsync", "fallocate", "openat", "renameat", "pwrite", "rename", "ftruncate")
 
 
@@ -67,14 +65,13 @@ class Scenario:
         Raises:
             CrashViolation: a life itself found something wrong.
         """
-        # A directory whose own name is durable may meet faults from the first call on.
-        is_made = self.rng.random() < 0.5
-        image: Image = {"nodes": None, DATA_PATH: None} if is_made else {}
+        # Somebody else has made the directory, or the node does it.
+        image: Image = {"nodes": None, DATA_PATH: None} if self.rng.random() < 0.3 else {}
         disk = Disk(str(self.root), image)
         ledger = Ledger(self.run.durability)
         lay_out(image, self.root)
         for life in range(LIVES):
-            recording = self._live(life, is_made or life > 0)
+            recording = self._live(life)
             self._kept, self._seen = None, 0
             yield from self._follow(life, recording, disk, ledger)
             if disk.image() != read_image(self.root):
@@ -83,14 +80,13 @@ class Scenario:
                 disk, ledger = self._cut_power(self._kept)
             disk.start_process()
 
-    def _live(self, life: int, may_fail: bool) -> Recording:
+    def _live(self, life: int) -> Recording:
         rng = self.rng
         faults = [Fault("fallocate", EVERY, errno.EOPNOTSUPP)] if self._cannot_allocate else []
         kind = rng.random()
         if kind < 0.35:
-            first = 1 if may_fail else CALLS_OF_FORMATTING
-            faults.append(Fault("any", rng.randint(first, first + rng.choice((60, 200))), KILL))
-        elif kind < 0.5 and may_fail:
+            faults.append(Fault("any", rng.randint(1, rng.choice((30, 90, 200))), KILL))
+        elif kind < 0.5:
             number = rng.choice((errno.EIO, errno.ENOSPC, errno.EDQUOT))
             faults.append(Fault(rng.choice(FAILING_CALLS), rng.randint(1, 12), number))
         run = replace(
