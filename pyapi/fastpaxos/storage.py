@@ -250,8 +250,9 @@ class Storage:
                     self._sync_journal()
                 self._identity_file.mark_clean()
         finally:
-            os.close(self._lock)
-            self._lock = -1
+            lock, self._lock = self._lock, -1
+            with naming(self.path / LOCK_NAME, "closing"), contextlib.suppress(InterruptedError):
+                os.close(lock)
 
     def _stop_writer(self) -> None:
         writer, self._writer = self._writer, None
