@@ -8,7 +8,7 @@ from typing import Any
 from journal_model import Batch, State
 
 
-class CrashViolation(AssertionError):
+class CrashViolation(AssertionError):  # noqa: N818 - it says what was violated
     """A crash state broke a promise."""
 
 

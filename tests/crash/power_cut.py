@@ -1,12 +1,13 @@
 """What a power cut can leave behind: a page cache and a disk, for bytes, sizes and names, fed by recorded system calls.
 
-Every change stays *pending* until a sync that began after it has succeeded. A power cut keeps any subset of the pending
-changes; a kept write may be torn. Changes that a failed sync was about stay pending for ever: no later sync says anything
-about them.
+Every change stays *pending* until a sync that began after it has succeeded. A power cut keeps any subset of the
+pending changes; a kept write may be torn. Changes that a failed sync was about stay pending for ever: no later sync
+says anything about them.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -25,7 +26,7 @@ Ranges = list[tuple[int, int]]
 
 @dataclass(eq=False, slots=True)
 class Change:
-    """One change of a file (`size`, or `data` at `offset`) or of a folder (name `old` goes, name `new` means `node`)."""
+    """One change of a file (`size`, or `data` at `offset`) or a folder (name `old` goes, name `new` means `node`)."""
 
     number: int
     owner: File | Folder
@@ -256,6 +257,9 @@ class Disk:
         self._change(folder, old=old, new=new, node=node)
 
     def _sync(self, event: Event) -> bool:
+        if event.result == -errno.EINTR:
+            # It has done nothing, and reported nothing.
+            return False
         node = self._open[event.descriptor]
         covered = [change for change in node.changes if change.number <= self._syncing[event.descriptor]]
         for change in covered:

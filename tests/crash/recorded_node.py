@@ -67,6 +67,7 @@ class RecordedLife(History):
         self.notes = notes
         self.loop = loop
         self.in_flight: list[int] = []
+        self.progress = asyncio.Event()
         self.noted_chosen = 0
         self.error: OSError | None = None
 
@@ -87,6 +88,7 @@ class RecordedLife(History):
 
     def completed(self, ticket: int, error: OSError | None) -> None:
         self.in_flight.remove(ticket)
+        self.progress.set()
         if error is None and self.error is None:
             self.finish(ticket)
         self.error = self.error or error
@@ -95,15 +97,16 @@ class RecordedLife(History):
         self.journal.synced(ticket)
         self.notes.add("synced", ticket=ticket)
 
+    async def wait_for_them(self, left: int) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while len(self.in_flight) > left:
+                self.progress.clear()
+                await self.progress.wait()
+
     def wait(self, left: int = 0) -> None:
         """Until no more than `left` writes are out."""
 
-        async def wait_for_them() -> None:
-            async with asyncio.timeout(WAIT_SECONDS):
-                while len(self.in_flight) > left:
-                    await asyncio.sleep(0)
-
-        self.loop.run_until_complete(wait_for_them())
+        self.loop.run_until_complete(self.wait_for_them(left))
         if self.error is not None:
             raise self.error
 

@@ -119,7 +119,7 @@ class Run:
 
 @dataclass(slots=True)
 class Recording:
-    """What one run left behind; `status` is the exit status of the child: 0, 1 for an error that it noted, 9 for KILL."""
+    """What one run left behind; `status` is the child's: 0, 1 for an error that it noted, 9 for KILL."""
 
     events: list[Event]
     status: int
