@@ -28,7 +28,7 @@ from crash.damage import Damage, DamagedImage, check_damage, damages, sound_imag
 from crash.ledger import CrashViolation, Expectation
 from crash.power_cut import fingerprint
 from crash.recording import Recorder, working_folder
-from crash.recovering import check_image, check_interrupted
+from crash.recovering import Recovered, check_image, check_interrupted, check_recovered
 from crash.scenario import DATA_PATH, CrashState, Scenario
 from journal_model import Batch, State
 
@@ -88,20 +88,19 @@ def replay(path: Path, folder: Path) -> None:
     if isinstance(case, DamagedImage):
         print(check_damage(case, folder / "scratch"))
     else:
-        check_state(case, folder, random.Random(0))
+        found = check_state(case, folder)
+        if found is not None:
+            check_interrupted(case.image, DATA_PATH, found, case.durability, case.segment_bytes, random.Random(0))
 
 
 # --- searching --------------------------------------------------------------------------------------------------------
 
 
-def check_state(state: CrashState, folder: Path, rng: random.Random | None) -> int:
-    """Recover one state; with `rng` also with a power cut at each operation of it. Returns the number of those cuts."""
-    found = check_image(
+def check_state(state: CrashState, folder: Path) -> Recovered | None:
+    """Recover one state and compare; None when it was rightly refused."""
+    return check_image(
         state.image, DATA_PATH, state.expected, folder / "scratch", state.durability, state.segment_bytes
     )
-    if found is None or rng is None:
-        return 0
-    return check_interrupted(state.image, DATA_PATH, found, state.durability, state.segment_bytes, rng)
 
 
 class Campaign:
@@ -114,10 +113,12 @@ class Campaign:
         self.counts: Counter[str] = Counter()
         self.distinct: set[bytes] = set()
         self.violations: list[str] = []
+        self._found: dict[bytes, Recovered] = {}
 
     def search_states(self, seed: int, enough: int) -> None:
         """All states of one seed, until there are `enough` distinct ones."""
         scenario = Scenario(seed, self.recorder, self.folder, self.depth)
+        self._found.clear()
         try:
             for number, state in enumerate(scenario.states()):
                 self._check(state, seed, number)
@@ -129,10 +130,21 @@ class Campaign:
 
     def _check(self, state: CrashState, seed: int, number: int) -> None:
         self.counts["states"] += 1
-        self.distinct.add(fingerprint(state.image))
-        rng = random.Random(number) if number % INTERRUPTED_EVERY == 0 else None
+        mark = fingerprint(state.image)
+        self.distinct.add(mark)
         try:
-            self.counts["power cuts during recovery"] += check_state(state, self.folder, rng)
+            if mark in self._found:
+                # The same files as before, of which something else must hold now.
+                check_recovered(self._found[mark], state.expected)
+                return
+            found = check_state(state, self.folder)
+            if found is None:
+                return
+            self._found[mark] = found
+            if len(self._found) % INTERRUPTED_EVERY == 1:
+                self.counts["power cuts during recovery"] += check_interrupted(
+                    state.image, DATA_PATH, found, state.durability, state.segment_bytes, random.Random(number)
+                )
         except CrashViolation as error:
             self._keep(state, error, f"state-{seed}-{number}")
 
