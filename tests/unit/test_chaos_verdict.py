@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fastpaxos.cli import main
 from fastpaxos.errors import CommandError, DeadlineExceeded, NoLeader
 from fastpaxos.kv import (
     KeyValueMachine,
@@ -17,8 +19,8 @@ from fastpaxos.kv import (
     encode_put,
 )
 from fastpaxos.statemachine import ApplyContext, QueryContext
-from fastpaxos.testing.chaos.calls import Call, read_calls, to_operation, write_calls
-from fastpaxos.testing.chaos.verdict import judge, read_applied, write_applied
+from fastpaxos.testing.chaos.calls import Call, to_operation
+from fastpaxos.testing.chaos.verdict import judge, read_evidence, write_evidence
 from fastpaxos.testing.chaos.witness import Applied
 from fastpaxos.testing.operations import Operation, OperationKind, Outcome
 
@@ -184,7 +186,7 @@ def test_replicas_that_differ_are_condemned() -> None:
 
 
 def test_a_log_that_all_replicas_agree_on_and_that_is_wrong_is_condemned_by_clients_words() -> None:
-    """The forged order explains every answer; only real time, as clients saw it, says that it cannot have been."""
+    """Two reads are told each other's value: no order explains that, whatever a log says."""
     scene = sound_register_scene()
     scene.calls[5].result, scene.calls[9].result = scene.calls[9].result, scene.calls[5].result
     problems = judge(scene.calls, {1: scene.log}, {}).problems
@@ -193,15 +195,30 @@ def test_a_log_that_all_replicas_agree_on_and_that_is_wrong_is_condemned_by_clie
 
 def test_files_keep_everything(tmp_path: Path) -> None:
     scene = sound_scene()
-    write_calls(tmp_path / "calls.jsonl", scene.calls)
-    write_applied(tmp_path / "applied.jsonl", scene.log)
-    again = list(read_calls(tmp_path / "calls.jsonl"))
-    assert list(map(str, again)) == list(map(str, scene.calls))
-    assert [call.error for call in again] == [call.error for call in scene.calls]
-    assert read_applied(tmp_path / "applied.jsonl") == scene.log
+    logs, digests = {1: scene.log, 2: scene.log[:3]}, {1: "ab", 2: "cd"}
+    write_evidence(tmp_path, scene.calls, logs, digests)
+    calls, *others = read_evidence(tmp_path)
+    assert others == [logs, digests]
+    assert list(map(str, calls)) == list(map(str, scene.calls))
+    assert [call.error for call in calls] == [call.error for call in scene.calls]
     (tmp_path / "calls.jsonl").write_text('{"client": 1}\n')
     with pytest.raises(ValueError, match="no call"):
-        list(read_calls(tmp_path / "calls.jsonl"))
+        read_evidence(tmp_path)
+
+
+def test_the_command_line_judges_files_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scene = sound_scene()
+    logs, digests = {1: scene.log, 2: scene.log}, dict.fromkeys((1, 2), scene.machine.digest())
+    write_evidence(tmp_path, scene.calls, logs, digests)
+    assert main.run(["chaos", "--check", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"operations": 13, "operations_checked": 13, "violations": 0, "found": []}
+    lose(scene)
+    write_evidence(tmp_path, scene.calls, logs, digests)
+    assert main.run(["chaos", "--check", str(tmp_path)]) == 1
+    assert "VIOLATION acknowledged and lost" in capsys.readouterr().err
+    (tmp_path / "digests.json").unlink()
+    assert main.run(["chaos", "--check", str(tmp_path)]) == 2
 
 
 def test_calls_become_operations_on_registers() -> None:

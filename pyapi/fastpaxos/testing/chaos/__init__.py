@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastpaxos.testing.chaos.calls import Call, read_calls
+from fastpaxos.testing.chaos.calls import Call
 from fastpaxos.testing.chaos.run import ChaosPlan, RoundReport, run_round
-from fastpaxos.testing.chaos.verdict import Verdict, judge, read_applied
+from fastpaxos.testing.chaos.verdict import Verdict, judge, read_evidence
 
-__all__ = ["Call", "ChaosPlan", "RoundReport", "Verdict", "judge", "read_applied", "read_calls", "run_round"]
+__all__ = ["Call", "ChaosPlan", "RoundReport", "Verdict", "judge", "read_evidence", "run_round"]

@@ -144,7 +144,8 @@ class Nemesis:
         call_number = random.randint(*FSYNC_CALL_NUMBERS)
         cluster.start_with_fsync_error(victim, call_number)
         self._say(f"fdatasync number {call_number} of replica {victim} is going to fail")
-        if await self._until(lambda: cluster.has_fsync_error(victim) or not cluster.is_running(victim), FSYNC_WAIT_S):
+        await self._until(lambda: cluster.has_fsync_error(victim) or not cluster.is_running(victim), FSYNC_WAIT_S)
+        if cluster.has_fsync_error(victim):
             self.fsync_errors += 1
             self._say(f"fdatasync of replica {victim} has failed")
             if not await self._until(lambda: not cluster.is_running(victim), FSYNC_STOP_S):
@@ -153,6 +154,8 @@ class Nemesis:
                 self.problems.append(
                     f"replica {victim} ended with code {cluster.exit_code(victim)} after a failed fdatasync, not with 1"
                 )
+        elif not cluster.is_running(victim):
+            self.problems.append(f"replica {victim} ended before its fsync failed:\n{cluster.log_tail(victim)}")
         await cluster.end_fsync_error(victim)
         await asyncio.sleep(hold_s / 4)
         cluster.bring_up([victim])

@@ -6,6 +6,8 @@ It knows which replicas it ended itself: any other end is a finding.
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from fastpaxos.testing.history import Violation
 __all__ = ["ChaosCluster", "FaultCluster", "strace_command"]
 
 FSYNC_CALLS = "fdatasync"
+TRACE_OPTIONS = ("-f", "-qq", "--seccomp-bpf")
 TRACE_SUFFIX = ".strace"
 INJECTED = b"(INJECTED)"
 
@@ -43,9 +46,15 @@ class FaultCluster(ClusterProcess):
         return "\n".join(f"--- log of replica {node_id}\n{self.log_tail(node_id)}" for node_id in self.cluster)
 
 
+@functools.cache
 def strace_command() -> str | None:
-    """Where `strace` is, or None: then fsync errors cannot be injected."""
-    return shutil.which("strace")
+    """Where a `strace` is that may trace processes here, or None: then fsync errors cannot be injected."""
+    strace = shutil.which("strace")
+    if strace is None:
+        return None
+    trial = [strace, *TRACE_OPTIONS, "-o", os.devnull, "-e", f"trace={FSYNC_CALLS}", "--", "true"]
+    done = subprocess.run(trial, stdin=subprocess.DEVNULL, capture_output=True, timeout=STOP_TIMEOUT_S, check=False)
+    return strace if done.returncode == 0 else None
 
 
 class ChaosCluster(FaultCluster):
@@ -139,7 +148,7 @@ class ChaosCluster(FaultCluster):
         inject = f"inject={FSYNC_CALLS}:error=EIO:when={call_number}+"
         trace_file = self.trace_file(node_id)
         trace_file.unlink(missing_ok=True)
-        tracer = [strace, "-f", "-qq", "--seccomp-bpf", "-o", str(trace_file)]
+        tracer = [strace, *TRACE_OPTIONS, "-o", str(trace_file)]
         self.start(node_id, tracer=[*tracer, "-e", f"trace={FSYNC_CALLS}", "-e", inject, "--"])
         self.down.discard(node_id)
         self.failing.add(node_id)

@@ -34,10 +34,17 @@ LASTING_CHANCE = 0.2
 
 
 class RotBudget:
-    """Damages one replica's journal at a time. `count` says how often, `spent` who is damaged for good."""
+    """Damages one replica's journal at a time.
+
+    Attributes:
+        count: how often.
+        touched: replicas whose journal was ever damaged.
+        spent: the one that was damaged for good, if there is one.
+    """
 
     def __init__(self, data_dir_of: Callable[[int], Path]) -> None:
         self.count = 0
+        self.touched: set[int] = set()
         self.spent: int | None = None
         self._data_dir_of = data_dir_of
         self._damaged: int | None = None
@@ -62,6 +69,7 @@ class RotBudget:
         self._damaged = node_id
         self._last_slot = max((batch.stop - 1 for record in records for batch in record.batches), default=0)
         self.count += 1
+        self.touched.add(node_id)
         return f"replica {node_id}: {what}"
 
     def _may_damage(self, node_id: int) -> bool:

@@ -18,19 +18,21 @@ from random import Random
 from time import monotonic_ns
 from typing import Any
 
+from fastpaxos.cli.journal import journal_directory
 from fastpaxos.cli.status import Statuses, is_settled, leader_of, read_statuses
 from fastpaxos.client import Client
 from fastpaxos.kv import encode_put
-from fastpaxos.testing.chaos.calls import Call, write_calls
+from fastpaxos.testing.chaos.calls import Call
 from fastpaxos.testing.chaos.nemesis import Nemesis
 from fastpaxos.testing.chaos.processes import ChaosCluster, strace_command
 from fastpaxos.testing.chaos.schedule import Schedule, draw_schedule
-from fastpaxos.testing.chaos.verdict import Verdict, judge, write_applied
+from fastpaxos.testing.chaos.verdict import Verdict, judge, write_evidence
 from fastpaxos.testing.chaos.witness import Applied, applied_commands, read_log
 from fastpaxos.testing.chaos.workload import TEXT_KEY, Recorder, Workload
 from fastpaxos.testing.fault_proxy import CLIENTS, FaultNetwork
 from fastpaxos.testing.history import Violation
 from fastpaxos.testing.operations import Outcome
+from fastpaxos_core import journal_recovery
 
 __all__ = ["ChaosPlan", "RoundReport", "run_round"]
 
@@ -40,6 +42,8 @@ START_S = 30.0
 # journals, connections that fell silent are given up, and at worst a few elections fail.
 LIVENESS_BOUND_S = 20.0
 SETTLE_S = 60.0
+# All that a round does beside its faults has bounds of its own, which together are shorter than this.
+OVERTIME_S = 240.0
 STATUS_TIMEOUT_S = 0.4
 WATCH_INTERVAL_S = 0.25
 PARTITION_SCENES = (
@@ -102,13 +106,15 @@ class Round:
     def __init__(self, plan: ChaosPlan, number: int, schedule: Schedule, folder: Path) -> None:
         self.report = RoundReport(number, schedule.replicas)
         self.recorder = Recorder()
-        self.log: list[Applied] = []
+        self.logs: dict[int, list[Applied]] = {}
+        self.digests: dict[int, str] = {}
         self._folder = folder
         self._schedule = schedule
         self._seed = f"{plan.seed}/{number}"
         self._rate = plan.rate
         self._cluster = ChaosCluster(folder, schedule.replicas, schedule.settings)
         self._leader: int | None = None
+        self._touched: set[int] = set()
         self._leaders: list[tuple[int, int]] = []
         self._began = time.monotonic()
         self._events = folder / "events.jsonl"
@@ -122,10 +128,13 @@ class Round:
         """Play the round and judge it. Violations stand in the report; only what the harness cannot do is raised."""
         self.say(f"round {self._seed}: {self._schedule}")
         try:
-            statuses = await self._play()
+            async with asyncio.timeout(self._schedule.seconds + OVERTIME_S):
+                statuses = await self._play()
             self._judge(statuses)
         except Violation as violation:
             self._found(str(violation))
+        except TimeoutError:
+            self._found(f"the round has not ended {OVERTIME_S:g} s after its faults")
         finally:
             self._cluster.stop()
             self._sum_up()
@@ -155,6 +164,7 @@ class Round:
                 finally:
                     await workload.cancel()
                     self._count(nemesis, network)
+                    self._touched = nemesis.rot.touched
                 self._found(*workload.problems, *nemesis.problems)
                 statuses = await self._settle(monitor)
                 codes = await asyncio.to_thread(cluster.stop)
@@ -180,7 +190,9 @@ class Round:
                 yield monitor
             finally:
                 watcher.cancel()
-                await asyncio.gather(watcher, return_exceptions=True)
+                [ending] = await asyncio.gather(watcher, return_exceptions=True)
+                if not isinstance(ending, asyncio.CancelledError):
+                    self._found(f"the watcher of the replicas ended: {ending!r}")
 
     async def _watch(self, monitor: Client) -> None:
         reported: set[str] = set()
@@ -241,17 +253,25 @@ class Round:
 
     def _judge(self, statuses: Statuses) -> None:
         report = self.report
-        logs = {
-            entry["id"]: applied_commands(read_log(self._cluster.data_dir(entry["id"]), entry["applied_index"]))
-            for entry in statuses
-        }
-        self.log = max(logs.values(), key=len)
-        digests = {entry["id"]: entry["digest"] for entry in statuses}
-        verdict: Verdict = judge(self.recorder.calls, logs, digests)
+        for entry in statuses:
+            node_id = entry["id"]
+            data_dir = self._cluster.data_dir(node_id)
+            self.logs[node_id] = applied_commands(read_log(data_dir, entry["applied_index"]))
+            self.digests[node_id] = entry["digest"]
+            if node_id not in self._touched:
+                self._check_untouched(entry, journal_recovery.verify(journal_directory(data_dir)))
+        verdict: Verdict = judge(self.recorder.calls, self.logs, self.digests)
         report.operations_checked = verdict.checked
         report.operations_checked_by_clients_word = verdict.checked_by_clients_word
-        report.digests_equal = len(set(digests.values())) == 1
+        report.digests_equal = len(set(self.digests.values())) == 1
         self._found(*verdict.problems)
+
+    def _check_untouched(self, status: Mapping[str, Any], problems: list[str]) -> None:
+        """Kills, failed fsyncs and everything else must leave a journal sound, and its replica a vote."""
+        if problems:
+            self._found(f"nothing damaged the journal of replica {status['id']}, and it is not sound: {problems}")
+        if not status["voting"]:
+            self._found(f"nothing damaged the journal of replica {status['id']}, and it has lost its vote")
 
     def _count(self, nemesis: Nemesis, network: FaultNetwork) -> None:
         report = self.report
@@ -276,8 +296,7 @@ class Round:
         report.longest_gap_ms = longest_gap_ms(calls)
         report.seconds = round(time.monotonic() - self._began, 1)
         if report.violations:
-            write_calls(self._folder / "calls.jsonl", calls)
-            write_applied(self._folder / "applied.jsonl", self.log)
+            write_evidence(self._folder, calls, self.logs, self.digests)
 
 
 def longest_gap_ms(calls: list[Call]) -> float:

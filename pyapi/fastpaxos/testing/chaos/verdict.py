@@ -11,15 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastpaxos.testing.chaos.calls import Call, to_operation
+from fastpaxos.testing.chaos.calls import Call, read_calls, to_operation, write_calls
 from fastpaxos.testing.chaos.witness import Applied, check_calls, check_replicas
 from fastpaxos.testing.chaos.workload import COUNTER_PREFIX
 from fastpaxos.testing.history import Violation
 from fastpaxos.testing.linearizability import check_linearizable
 from fastpaxos.testing.register_check import check_registers
 
-__all__ = ["Verdict", "judge", "read_applied", "write_applied"]
+__all__ = ["Verdict", "judge", "read_evidence", "write_evidence"]
 
+CALLS_NAME = "calls.jsonl"
+APPLIED_NAME = "applied-{}.jsonl"
+DIGESTS_NAME = "digests.json"
 PROBLEMS_MAX = 50
 # For each key; most need a few steps per operation. A search that gives up says nothing; the other checks do.
 SEARCH_STEPS_MAX = 200_000
@@ -40,7 +43,7 @@ def judge(calls: Sequence[Call], logs: Mapping[int, Sequence[Applied]], digests:
     """Judge the calls of a round by what its replicas applied, and the replicas by each other."""
     verdict = Verdict()
     verdict.problems += check_replicas(logs, digests)
-    witness = check_calls(calls, max(logs.values(), key=len))
+    witness = check_calls(calls, max(logs.values(), key=len, default=[]))
     verdict.checked = witness.checked
     verdict.problems += witness.problems
     del verdict.problems[PROBLEMS_MAX:]
@@ -63,14 +66,23 @@ def check_clients_word(calls: Iterable[Call]) -> int:
     return judged
 
 
-def write_applied(path: Path, log: Iterable[Applied]) -> None:
-    """Write one line of JSON per command that took effect."""
-    with path.open("w", encoding="ascii") as file:
-        file.writelines(json.dumps({"slot": each.slot, "command": each.command.hex()}) + "\n" for each in log)
+def write_evidence(
+    folder: Path, calls: Iterable[Call], logs: Mapping[int, Sequence[Applied]], digests: Mapping[int, str]
+) -> None:
+    """Write what `judge` was given, so that it can be judged again."""
+    write_calls(folder / CALLS_NAME, calls)
+    for node_id, log in logs.items():
+        with (folder / APPLIED_NAME.format(node_id)).open("w", encoding="ascii") as file:
+            file.writelines(json.dumps({"slot": each.slot, "command": each.command.hex()}) + "\n" for each in log)
+    (folder / DIGESTS_NAME).write_text(json.dumps({str(node_id): digest for node_id, digest in digests.items()}))
 
 
-def read_applied(path: Path) -> list[Applied]:
-    """Read what `write_applied` wrote."""
-    with path.open(encoding="ascii") as file:
-        lines = [json.loads(line) for line in file]
-    return [Applied(line["slot"], bytes.fromhex(line["command"])) for line in lines]
+def read_evidence(folder: Path) -> tuple[list[Call], dict[int, list[Applied]], dict[int, str]]:
+    """Read what `write_evidence` wrote: calls, logs and digests. Raises OSError, ValueError."""
+    digests = {int(node_id): digest for node_id, digest in json.loads((folder / DIGESTS_NAME).read_text()).items()}
+    logs: dict[int, list[Applied]] = {}
+    for node_id in digests:
+        with (folder / APPLIED_NAME.format(node_id)).open(encoding="ascii") as file:
+            lines = [json.loads(line) for line in file]
+        logs[node_id] = [Applied(line["slot"], bytes.fromhex(line["command"])) for line in lines]
+    return list(read_calls(folder / CALLS_NAME)), logs, digests

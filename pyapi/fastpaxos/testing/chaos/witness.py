@@ -69,6 +69,8 @@ def applied_commands(log: LogModel) -> list[Applied]:
 def check_replicas(logs: Mapping[int, Sequence[Applied]], digests: Mapping[int, str]) -> list[str]:
     """All replicas applied the same commands in one order, and report the digest that follows from it."""
     problems: list[str] = []
+    if not logs:
+        return ["no replica has a log"]
     first, *others = logs
     for other in others:
         for number, (mine, theirs) in enumerate(zip(logs[first], logs[other], strict=False), 1):

@@ -40,7 +40,6 @@ TEXT_KEY = b"text"
 """It holds no number: to increment it is an error of the machine."""
 COUNTER_PREFIX = b"count "
 VALUE_BYTES_MAX = 2_000
-BLOCKING_CLOSE_S = 15.0
 
 
 class Recorder:
@@ -89,7 +88,7 @@ class Requests:
             key = b"chain %d %d" % (number // HOT_KEY_CALLS, random.randrange(HOT_KEYS))
             return encode_compare_and_set(key, self._seen.get(key), value)
         if draw < 0.6:
-            value += b" " + bytes(random.randrange(VALUE_BYTES_MAX))
+            value += b" " + b"x" * random.randrange(VALUE_BYTES_MAX)
         return encode_put(self._key(number), value)
 
     def query(self) -> bytes:
@@ -130,6 +129,7 @@ class Workload:
         self._cluster = dict(cluster)
         self._seed = seed
         self._stop = threading.Event()
+        self._blocking_client: BlockingClient | None = None
         self._tasks: list[asyncio.Task[None]] = []
         plans: list[tuple[str, Callable[[str, Random], Awaitable[None]]]] = [
             *(("plain", self._plain) for _ in range(3)),
@@ -233,12 +233,15 @@ class Workload:
                 await asyncio.sleep(0.05)
         finally:
             self._stop.set()
+            if thread.is_alive() and self._blocking_client is not None:
+                self._blocking_client.close()
         if failure:
             raise failure[0]
 
     def _work_blocking(self, who: str, random: Random) -> None:
         requests = Requests(self.recorder, random)
         with BlockingClient(self._cluster, timeout=PATIENCE_S) as client:
+            self._blocking_client = client
             due = time.monotonic()
             while not self._stop.is_set():
                 is_query = random.random() < 0.4
