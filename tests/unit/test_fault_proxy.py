@@ -191,7 +191,9 @@ async def test_healing_undoes_every_fault() -> None:
         pair.network.trickle(1, 2, 1.0)
         pair.network.flip(1, 2)
         pair.network.break_inside(1, 2)
+        assert not pair.network.is_whole
         pair.network.heal(reset=True)
+        assert pair.network.is_whole
         _, near_writer = await pair.dial()
         far_reader, _ = await pair.accepted.get()
         near_writer.write(MESSAGE)

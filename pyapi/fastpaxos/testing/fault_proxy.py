@@ -128,6 +128,11 @@ class FaultNetwork:
             for member, address in self.members.items()
         }
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything passes on every way as it should."""
+        return not any(way.is_disturbed or way.flips or way.breaks for way in self._ways.values())
+
     # --- faults -------------------------------------------------------------------------------------------------------
 
     def cut(self, sender: int, receiver: int) -> None:

@@ -293,20 +293,22 @@ class Round:
         report.kills = self._cluster.kills
         report.pauses = self._cluster.pauses
         report.leader_changes = max(0, len(self._leaders) - 1)
-        report.longest_gap_ms = longest_gap_ms(calls)
+        report.longest_gap_ms, gap_end_ns = longest_gap(calls)
+        self.say(f"the longest time without a commit was {report.longest_gap_ms} ms and ended at {gap_end_ns} ns")
         report.seconds = round(time.monotonic() - self._began, 1)
         if report.violations:
             write_evidence(self._folder, calls, self.logs, self.digests)
 
 
-def longest_gap_ms(calls: list[Call]) -> float:
-    """The longest time without a commit, as the acknowledged commands tell it."""
+def longest_gap(calls: list[Call]) -> tuple[float, int]:
+    """The longest time without a commit in ms, as the acknowledged commands tell it, and when it ended in ns."""
     times = sorted(
         call.answered_ns
         for call in calls
         if call.outcome is Outcome.OK and not call.is_query and call.answered_ns is not None
     )
-    return round(max((after - before for before, after in pairwise(times)), default=0) / NS_PER_MS, 1)
+    gap_ns, end_ns = max(((after - before, after) for before, after in pairwise(times)), default=(0, 0))
+    return round(gap_ns / NS_PER_MS, 1), end_ns
 
 
 async def run_round(
