@@ -55,7 +55,7 @@ async def test_the_parser_finds_what_recovery_finds(tmp_path: Path) -> None:
         assert len(segments(tmp_path / str(node_id))) >= 2
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [1, 2])  # damage for good, and a block
 async def test_no_second_replica_is_damaged_before_the_first_is_repaired(tmp_path: Path, seed: int) -> None:
     cluster = LocalCluster(tmp_path, **SETTINGS)
     random = Random(seed)

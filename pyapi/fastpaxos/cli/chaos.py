@@ -30,6 +30,8 @@ SUMMED = (
     "operations",
     "operations_checked",
     "operations_checked_by_clients_word",
+    "keys_searched",
+    "searches_given_up",
     "ok",
     "not_applied",
     "unknown",

@@ -78,6 +78,8 @@ class RoundReport:
     operations: int = 0
     operations_checked: int = 0
     operations_checked_by_clients_word: int = 0
+    keys_searched: int = 0
+    searches_given_up: int = 0
     ok: int = 0
     not_applied: int = 0
     unknown: int = 0
@@ -263,6 +265,7 @@ class Round:
         verdict: Verdict = judge(self.recorder.calls, self.logs, self.digests)
         report.operations_checked = verdict.checked
         report.operations_checked_by_clients_word = verdict.checked_by_clients_word
+        report.keys_searched, report.searches_given_up = verdict.keys_searched, verdict.searches_given_up
         report.digests_equal = len(set(self.digests.values())) == 1
         self._found(*verdict.problems)
 

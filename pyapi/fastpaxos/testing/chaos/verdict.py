@@ -15,6 +15,7 @@ from fastpaxos.testing.chaos.calls import Call, read_calls, to_operation, write_
 from fastpaxos.testing.chaos.witness import Applied, check_calls, check_replicas
 from fastpaxos.testing.chaos.workload import COUNTER_PREFIX
 from fastpaxos.testing.history import Violation
+from fastpaxos.testing.linearizability import Verdict as SearchVerdict
 from fastpaxos.testing.linearizability import check_linearizable
 from fastpaxos.testing.register_check import check_registers
 
@@ -36,6 +37,10 @@ class Verdict:
     """Calls that were compared with the log."""
     checked_by_clients_word: int = 0
     """Calls that were also judged without the log, and without what replicas say about it."""
+    keys_searched: int = 0
+    """Keys whose calls were searched for one order that explains them."""
+    searches_given_up: int = 0
+    """Of these, the ones for which that took too long."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -48,22 +53,23 @@ def judge(calls: Sequence[Call], logs: Mapping[int, Sequence[Applied]], digests:
     verdict.problems += witness.problems
     del verdict.problems[PROBLEMS_MAX:]
     try:
-        verdict.checked_by_clients_word = check_clients_word(calls)
+        check_clients_word(calls, verdict)
     except (Violation, ValueError) as error:
         verdict.problems.append(str(error))
     return verdict
 
 
-def check_clients_word(calls: Iterable[Call]) -> int:
-    """Judge reads, puts and compare-and-sets by what clients saw alone; return how many. Raises Violation.
+def check_clients_word(calls: Iterable[Call], verdict: Verdict) -> None:
+    """Judge reads, puts and compare-and-sets by what clients saw alone; count them. Raises Violation, ValueError.
 
     Increments are left to the log: one of unknown outcome hides the number that the next one begins with.
     """
     operations = [operation for operation in map(to_operation, calls) if operation is not None]
     registers = [operation for operation in operations if not operation.key.startswith(COUNTER_PREFIX)]
-    judged = check_registers(registers)
-    check_linearizable(registers, steps_max=SEARCH_STEPS_MAX)
-    return judged
+    verdict.checked_by_clients_word = check_registers(registers)
+    searches = check_linearizable(registers, steps_max=SEARCH_STEPS_MAX)
+    verdict.keys_searched = len(searches)
+    verdict.searches_given_up = sum(each.verdict is not SearchVerdict.LINEARIZABLE for each in searches.values())
 
 
 def write_evidence(
