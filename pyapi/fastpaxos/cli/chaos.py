@@ -50,6 +50,9 @@ GREATEST = ("longest_gap_ms", "recovery_ms")
 @click.command()
 @click.option("--minutes", type=click.FloatRange(0.05, 10_080.0), default=1.0, show_default=True)
 @click.option("--seed", type=str, help="Draw the same faults again; by default a new one. Timing is never the same.")
+@click.option(
+    "--round", "first_round", type=click.IntRange(1), default=1, help="Begin with this round of the seed, not with 1."
+)
 @click.option("--rate", type=click.FloatRange(1.0, 5_000.0), default=300.0, show_default=True, help="Calls per second.")
 @click.option("--replicas", type=click.IntRange(3, 9), help="Members of the cluster; by default 3 and 5 in turn.")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep everything in this new folder.")
@@ -64,6 +67,7 @@ GREATEST = ("longest_gap_ms", "recovery_ms")
 def chaos(
     minutes: float,
     seed: str | None,
+    first_round: int,
     rate: float,
     replicas: int | None,
     keep: Path | None,
@@ -86,20 +90,20 @@ def chaos(
     plan = ChaosPlan(seed or secrets.token_hex(4), rate, replicas)
     with interruptible(), work_folder(keep) as folder:
         check_room(folder, FREE_BYTES_MIN)
-        reports = run_loop(run_rounds(plan, 60.0 * minutes, folder, keep is not None))
+        reports = run_loop(run_rounds(plan, first_round, 60.0 * minutes, folder, keep is not None))
     report = make_report(plan, minutes, reports)
     print_json(report) if as_json else print_report(report)
     return 0 if report["violations"] == 0 and report["operations_checked"] == report["operations"] > 0 else 1
 
 
-async def run_rounds(plan: ChaosPlan, seconds: float, folder: Path, keep: bool) -> list[RoundReport]:
+async def run_rounds(plan: ChaosPlan, first_round: int, seconds: float, folder: Path, keep: bool) -> list[RoundReport]:
     """Play rounds until the time is over; the first one that finds a violation is the last."""
     from fastpaxos.testing.chaos import run_round
 
     reports: list[RoundReport] = []
     end = time.monotonic() + seconds
     while not reports or end - time.monotonic() > ROUND_SECONDS_MIN:
-        number = len(reports) + 1
+        number = first_round + len(reports)
         left = end - time.monotonic()
         # The last two share what is left, so that no round is too short to mean something.
         length = ROUND_S if left > 2 * ROUND_S else min(ROUND_S, left if left < 1.2 * ROUND_S else left / 2)
@@ -122,6 +126,12 @@ async def run_rounds(plan: ChaosPlan, seconds: float, folder: Path, keep: bool) 
 def evidence_folder(plan: ChaosPlan, number: int) -> Path:
     """Where a failed round is kept."""
     return Path.cwd() / f"chaos-{plan.seed}-{number}"
+
+
+def repeat_command(plan: ChaosPlan, number: int) -> str:
+    """The command that plays a round again: the same faults at the same times, though never the same interleaving."""
+    replicas = f" --replicas {plan.replicas}" if plan.replicas is not None else ""
+    return f"fastpaxos chaos --minutes 1 --seed {plan.seed} --round {number} --rate {plan.rate:g}{replicas}"
 
 
 def keep_evidence(plan: ChaosPlan, number: int, place: Path) -> None:
@@ -158,6 +168,7 @@ def make_report(plan: ChaosPlan, minutes: float, reports: list[RoundReport]) -> 
             "found": violations,
             "evidence": str(folder),
             "check": f"fastpaxos chaos --check {folder}",
+            "repeat": repeat_command(plan, reports[-1].number),
         }
     return result
 
