@@ -132,6 +132,21 @@ class Nemesis:
     async def _pause_leader(self, random: Random, hold_s: float) -> None:
         await self._pause([self._leader_or_any(random)], hold_s)
 
+    async def _pause_leader_alone(self, random: Random, hold_s: float) -> None:
+        """The leader sleeps while another is elected, and wakes up without a word from its peers.
+
+        Clients still reach it, with requests that may lie in its sockets already: it must answer none of them.
+        """
+        victim = self._leader_or_any(random)
+        self._network.isolate(victim)
+        await self._pause([victim], hold_s)
+        await asyncio.sleep(random.uniform(*FLAP_S))
+        self._say(f"replica {victim} is not isolated any more")
+        for other in self._cluster.members:
+            if other != victim:
+                self._network.mend(victim, other)
+                self._network.mend(other, victim)
+
     # --- disks --------------------------------------------------------------------------------------------------------
 
     async def _fsync_error(self, random: Random, hold_s: float) -> None:

@@ -22,6 +22,7 @@ PROCESS_SCENES: Mapping[str, int] = {
     "stop_cleanly": 3,
     "pause_one": 6,
     "pause_leader": 8,
+    "pause_leader_alone": 6,
     "fsync_error": 7,
     "rot": 12,
 }

@@ -1,6 +1,7 @@
 """The clients of a chaos run: what they ask for, how fast, and with how much patience.
 
     plain       real clients with patience, each used by two workers
+    loyal       the same, and it stays with a silent node for as long as a call may last
     hasty       deadlines far too short, and calls that are cancelled
     batches     `execute_many`
     fleeting    a new client, and so a new session, for every few calls
@@ -132,7 +133,8 @@ class Workload:
         self._blocking_client: BlockingClient | None = None
         self._tasks: list[asyncio.Task[None]] = []
         plans: list[tuple[str, Callable[[str, Random], Awaitable[None]]]] = [
-            *(("plain", self._plain) for _ in range(3)),
+            *(("plain", self._plain) for _ in range(2)),
+            ("loyal", self._loyal),
             *(("hasty", self._hasty) for _ in range(2)),
             ("batches", self._batches),
             ("fleeting", self._fleeting),
@@ -168,7 +170,15 @@ class Workload:
     # --- the kinds of clients -----------------------------------------------------------------------------------------
 
     async def _plain(self, who: str, random: Random) -> None:
-        async with Client(self._cluster, timeout=PATIENCE_S, random=random) as client:
+        await self._work_twice(Client(self._cluster, timeout=PATIENCE_S, random=random), who, random)
+
+    async def _loyal(self, who: str, random: Random) -> None:
+        # Its requests are still in the sockets of a paused leader when that wakes up as a deposed one.
+        client = Client(self._cluster, timeout=PATIENCE_S, silence_timeout=PATIENCE_S, random=random)
+        await self._work_twice(client, who, random)
+
+    async def _work_twice(self, client: Client, who: str, random: Random) -> None:
+        async with client:
             await asyncio.gather(*(self._work(client, f"{who}{letter}", random) for letter in "ab"))
 
     async def _work(self, client: Client, who: str, random: Random) -> None:
