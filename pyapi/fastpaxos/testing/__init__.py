@@ -53,7 +53,6 @@ __all__ = [
     "check_linearizable",
     "check_registers",
     "check_witness",
-    "draw_options",
     "place_operations",
     "read_history",
     "write_history",
