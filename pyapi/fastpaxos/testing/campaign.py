@@ -6,6 +6,7 @@ assert not result.failures, result.failures[0].replay_command()
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import time
@@ -171,6 +172,7 @@ def run_seed(seed: int, options: SimOptions | None = None, trace: Callable[[str]
 def _run_chunk(seeds: Sequence[int]) -> list[tuple[SeedRun, bool]]:
     """Run some seeds in a worker; every hundredth one twice, which must give the same trace."""
     logging.getLogger("fastpaxos").setLevel(logging.CRITICAL)
+    gc.disable()  # a run makes few cycles, and many objects that live as long as it does
     runs = []
     for seed in seeds:
         run = run_seed(seed)
@@ -179,6 +181,8 @@ def _run_chunk(seeds: Sequence[int]) -> list[tuple[SeedRun, bool]]:
             message = f"two runs of seed {seed} differ: {run.report} and {again.report}"
             run = SeedRun(seed, run.report, Failure(seed, "determinism", message, draw_options(seed)))
         runs.append((run, twice))
+    gc.enable()
+    gc.collect()
     return runs
 
 

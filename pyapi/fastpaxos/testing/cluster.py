@@ -345,7 +345,7 @@ class SimCluster:
             return
         for one, other in ((first, second), (second, first)):
             node = self.nodes[one]
-            delay_ns = self.random.randrange(_NOTICE_MAX_NS)
+            delay_ns = self.schedule.delay(0, _NOTICE_MAX_NS)
 
             def notice(node: SimNode = node, other: int = other) -> None:
                 node.input(lambda: node.peer_down(other, epoch))
@@ -357,7 +357,7 @@ class SimCluster:
         if pair in self._connecting:
             return
         self._connecting.add(pair)
-        self.schedule.after(self.random.randrange(1, _RECONNECT_MAX_NS), lambda: self._connect(pair))
+        self.schedule.after(self.schedule.delay(1, _RECONNECT_MAX_NS), partial(self._connect, pair))
 
     def _connect(self, pair: tuple[int, int]) -> None:
         self._connecting.discard(pair)

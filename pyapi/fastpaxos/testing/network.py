@@ -141,7 +141,9 @@ class SimNetwork:
     def send(self, source: int, target: int, epoch: int, data: bytes, parsed: Frame) -> None:
         """Send one frame; `parsed` is what the splitter makes of its bytes `data`."""
         random = self._schedule.random
-        options = _CALM if source in self.calm and target in self.calm else self.options
+        options = self.options
+        if self.calm and source in self.calm and target in self.calm:
+            options = _CALM
         link = self._link(source, target)
         self.frames_sent += 1
         if options.replay:
@@ -183,7 +185,9 @@ class SimNetwork:
             self._lose(source, target, epoch, parsed)
             return
         random = self._schedule.random
-        options = _CALM if source in self.calm and target in self.calm else self.options
+        options = self.options
+        if self.calm and source in self.calm and target in self.calm:
+            options = _CALM
         if options.corrupt and random.random() < options.corrupt:
             self._arrive_corrupt(source, target, epoch, data)
         elif random.random() < _IN_PIECES:

@@ -55,6 +55,7 @@ _FOUNDING_MAX_NS = 5 * MILLISECOND_NS
 _READY_ROUNDS_MAX = 10_000
 # The whole window of a replica is looked through once in so many turns.
 _WINDOW_CHECK_TURNS = 16
+_LEADER_CHECK_TURNS = 4
 
 
 def address_of(node_id: int) -> str:
@@ -152,6 +153,7 @@ class SimNode:
         self._turn_due = False
         self._spent_ns = 0
         self._turns = 0
+        self._seen = (0, 0, 0)
 
     def __repr__(self) -> str:
         state = "paused" if self.paused else "running" if self.running else "down"
@@ -266,6 +268,7 @@ class SimNode:
             fetch_timeout_ns=options.fetch_timeout_ms * MILLISECOND_NS,
         )
         self.replica = replica
+        self._seen = (0, 0, 0)
         self.storage = SimStorage(self)
         self.driver = Driver(
             replica,
@@ -439,7 +442,7 @@ class SimNode:
             turn_max_ns = self.cluster.options.turn_max_ns
             if turn_max_ns:
                 self._turn_due = True
-                self.later(self.cluster.random.randrange(turn_max_ns + 1), self._turn)
+                self.later(self.cluster.schedule.delay(0, turn_max_ns), self._turn)
             else:
                 self._turn()
 
@@ -481,7 +484,7 @@ class SimNode:
                 self.busy = False
                 self._drain()
 
-        self.cluster.schedule.after(self.cluster.random.randrange(1, slow_ns), free)
+        self.cluster.schedule.after(self.cluster.schedule.delay(1, slow_ns), free)
         return True
 
     def _drain(self) -> None:
@@ -498,10 +501,13 @@ class SimNode:
             return
         commit_index = replica.commit_index
         promised_ballot = replica.promised_ballot
-        self.cluster.checker.observed(self.node_id, promised_ballot, commit_index, replica.applied_index)
-        if replica.role == "leader" and self.cluster.leader() is not self:
-            self.cluster.marks["two_leaders"] += 1
+        seen = (promised_ballot, commit_index, replica.applied_index)
+        if seen != self._seen:
+            self._seen = seen
+            self.cluster.checker.observed(self.node_id, *seen)
         self._turns += 1
+        if self._turns % _LEADER_CHECK_TURNS == 0 and replica.role == "leader" and self.cluster.leader() is not self:
+            self.cluster.marks["two_leaders"] += 1
         if self._turns % _WINDOW_CHECK_TURNS == 0:
             for begin, end, ballot, _, _ in replica.window.batches():
                 if ballot > promised_ballot and end > commit_index + 1:
