@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from fastpaxos.handshake import Hello
 from fastpaxos_core.messages import decode_message
-from fastpaxos_core.wire import Frame, FrameType, FrameWriter, parse_mapping
+from fastpaxos_core.wire import (
+    Frame,
+    FrameType,
+    FrameWriter,
+    parse_mapping,
+    parse_query,
+    parse_query_reply,
+    parse_reply,
+)
 
 from .network import parse_frames
 
@@ -22,6 +30,9 @@ __all__ = ["ClientLink", "PeerLink", "SimTransport"]
 
 
 _CONTROL = int(FrameType.CONTROL)
+_REPLY = int(FrameType.REPLY)
+_QUERY = int(FrameType.QUERY)
+_QUERY_REPLY = int(FrameType.QUERY_REPLY)
 _TOLD = ("slot_begin", "slot_end", "commit_index", "promised_ballot", "applied_index", "durable_index", "read_round")
 
 
@@ -80,6 +91,8 @@ class ClientLink:
         self.inflight_bytes = 0
         self._is_held = False
         self._waiting: deque[Frame] = deque()
+        self._asked: dict[int, int] = {}
+        """Per query which slot had been acknowledged to anybody when it arrived."""
 
     def send(self, buffers: list[bytes]) -> None:
         """Send whole frames."""
@@ -88,6 +101,12 @@ class ClientLink:
             return
         for data, frame in parse_frames(b"".join(buffers)):
             node.effect()
+            if frame.type == _REPLY:
+                node.cluster.checker.acknowledged(parse_reply(frame))
+            elif frame.type == _QUERY_REPLY:
+                answer = parse_query_reply(frame)
+                asked_at = self._asked.pop(answer.query_id, 0)
+                node.cluster.checker.answered_read(node.node_id, answer, asked_at)
             node.cluster.send_to_client(node.node_id, self.client, self.epoch, data, frame)
 
     def pause(self) -> None:
@@ -102,6 +121,8 @@ class ClientLink:
 
     def receive(self, frame: Frame) -> None:
         """A frame of the client."""
+        if frame.type == _QUERY:
+            self._asked[parse_query(frame).query_id] = self.node.cluster.checker.acknowledged_index
         if self._is_held:
             self.node.cluster.marks["client_held"] += 1
             self._waiting.append(frame)

@@ -84,7 +84,7 @@ class _ObservedMachine(StateMachine):
         digest = self.inner.digest() or f"{zlib.crc32(results):08x}"
         try:
             node.cluster.checker.applied(
-                node.node_id, context.slot_begin, context.slot_begin + len(batch), batch, digest
+                node.node_id, context.slot_begin, context.slot_begin + len(batch), batch, digest, context.now_ns
             )
         except Violation as violation:
             node.cluster.violation = violation
