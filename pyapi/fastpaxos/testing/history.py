@@ -15,16 +15,20 @@ import msgpack
 
 from fastpaxos_core.block import BlockView
 
+from .operations import Outcome
+
 __all__ = [
     "BLOCK_COMMANDS",
     "BLOCK_CONTROL",
     "BLOCK_NOOP",
     "AppliedEntry",
+    "Call",
     "ClientHistory",
     "LogModel",
     "Read",
     "Violation",
     "Write",
+    "sweep",
 ]
 
 BLOCK_COMMANDS = 0
@@ -106,6 +110,21 @@ class LogModel:
         elif view.kind == BLOCK_CONTROL:
             self._append_control(slot_begin, msgpack.unpackb(view[0]))
 
+    def positions(self) -> dict[bytes, int]:
+        """Position of every command in the applied order. Raises Violation for one that stands there twice.
+
+        Commands of a simulation are unique.
+        """
+        found: dict[bytes, int] = {}
+        for entry in self.applied:
+            for position, command in enumerate(BlockView(entry.block), entry.first_position):
+                if found.setdefault(command, position) != position:
+                    raise Violation(
+                        f"command {command!r} applied at positions {found[command]} and {position} (slot "
+                        f"{entry.slot_begin})"
+                    )
+        return found
+
     def _append_control(self, slot: int, entry: dict[str, Any]) -> None:
         if entry["op"] == "open_session":
             nonce = bytes(entry["nonce"])
@@ -167,12 +186,40 @@ class Read:
     count: int | None = None
 
 
+@dataclass(eq=False, slots=True)
+class Call:
+    """What one caller of a session client asked for and was told. Times are virtual nanoseconds."""
+
+    client: str
+    commands: list[bytes]
+    """Unique ones; none for a query."""
+    request: bytes = b""
+    """The query, where there are no commands."""
+    invoked_ns: int = 0
+    deadline_ns: int = 0
+    answered_ns: int | None = None
+    outcome: Outcome = Outcome.UNKNOWN
+    results: list[Any] | None = None
+    error: str = ""
+    """Class of the error that it was answered with."""
+    commands_chosen: int = 0
+    """How many commands the log had when the caller was told of an error."""
+    is_abandoned: bool = False
+    """Its caller has gone; the answer counts for nobody."""
+
+    def __str__(self) -> str:
+        """Return a few words for a person."""
+        what = f"commands {self.commands}" if self.commands else f"query {self.request!r}"
+        return f"{self.client}: {what} [{self.invoked_ns}, {self.answered_ns}] ns, {self.error or self.outcome.value}"
+
+
 class ClientHistory:
     """Everything that clients asked for and were told."""
 
     def __init__(self) -> None:
         self.writes: list[Write] = []
         self.reads: list[Read] = []
+        self.calls: list[Call] = []
 
     def answered_writes(self) -> list[Write]:
         """Writes that were acknowledged."""
@@ -182,6 +229,7 @@ class ClientHistory:
         """Judge the whole history by the chosen log. Raises Violation."""
         self.check_acknowledged(log)
         self.check_commands_once(log)
+        self.check_calls(log)
         self.check_real_time(log)
 
     def check_acknowledged(self, log: LogModel) -> None:
@@ -206,17 +254,32 @@ class ClientHistory:
     @staticmethod
     def check_commands_once(log: LogModel) -> None:
         """Commands of a simulation are unique, so each may stand in the applied order once."""
-        seen: dict[bytes, int] = {}
-        for entry in log.applied:
-            for command in BlockView(entry.block):
-                if command in seen:
-                    raise Violation(f"command {command!r} applied at slots {seen[command]} and {entry.slot_begin}")
-                seen[command] = entry.slot_begin
+        log.positions()
+
+    def check_calls(self, log: LogModel) -> None:
+        """What callers were told of the effect is true: OK has all commands in the log, NotApplied none, ever."""
+        positions = log.positions() if self.calls else {}
+        for call in self.calls:
+            found = [positions[command] for command in call.commands if command in positions]
+            if call.outcome is Outcome.NOT_APPLIED and found:
+                raise Violation(f"{call} applied at positions {found}", checker="outcome")
+            if call.outcome is Outcome.OK and len(found) != len(call.commands):
+                raise Violation(f"{call} is lost, only {found} of its commands are in the log", checker="outcome")
+            if found and found != list(range(found[0], found[0] + len(call.commands))):
+                raise Violation(f"{call} is one block, it applied at positions {found}", checker="outcome")
+            if call.error == "ResultGone" and call.commands and not found:
+                raise Violation(f"{call} never applied, so it had no result to lose", checker="outcome")
+            if call.error == "SessionExpired" and found and found[-1] > call.commands_chosen:
+                raise Violation(
+                    f"{call} applied at positions {found} after its session was over at {call.commands_chosen}",
+                    checker="outcome",
+                )
 
     def check_real_time(self, log: LogModel) -> None:
         """What ended before something began stands before it in the one order (linearizability)."""
-        # Each operation is a point of the order: a write its positions, a read the count that it saw. Sweep by time and
-        # keep the highest position that had been answered; whoever begins later may not lie below it.
+        positions = log.positions() if self.calls else {}
+        # Each operation is a point of the order: a write its positions, a read the count that it saw. A write must see
+        # every write that had ended: its first position lies above theirs.
         starts: list[tuple[int, int, str]] = []
         ends: list[tuple[int, int, str]] = []
         for write in self.writes:
@@ -224,10 +287,14 @@ class ClientHistory:
             if write.refused or entry is None or entry.block != write.block:
                 continue
             name = f"write {write.first_sequence} of session {write.session_id}"
-            # A write must see every write that had ended: its first position lies above theirs.
             starts.append((write.invoked_ns, entry.first_position - 1, name))
             if write.answered_ns is not None:
                 ends.append((write.answered_ns, entry.last_position, name))
+        for call in self.calls:
+            if call.commands and call.commands[0] in positions:
+                starts.append((call.invoked_ns, positions[call.commands[0]] - 1, str(call)))
+                if call.outcome is Outcome.OK and call.answered_ns is not None:
+                    ends.append((call.answered_ns, positions[call.commands[-1]], str(call)))
         for number, read in enumerate(self.reads):
             if read.answered_ns is None or read.count is None:
                 continue
@@ -235,16 +302,21 @@ class ClientHistory:
                 raise Violation(f"read {number} saw {read.count} commands, the log has {log.commands}")
             starts.append((read.invoked_ns, read.count, f"read {number}"))
             ends.append((read.answered_ns, read.count, f"read {number}"))
-        starts.sort()
-        ends.sort()
-        highest, who, next_end = 0, "nothing", 0
-        for invoked_ns, position, name in starts:
-            while next_end < len(ends) and ends[next_end][0] < invoked_ns:
-                if ends[next_end][1] > highest:
-                    _, highest, who = ends[next_end]
-                next_end += 1
-            if position < highest:
-                raise Violation(
-                    f"{name}, begun at {invoked_ns} ns, stands at position {position}, but {who} had ended before at "
-                    f"position {highest}"
-                )
+        sweep(starts, ends, "position")
+
+
+def sweep(starts: list[tuple[int, int, str]], ends: list[tuple[int, int, str]], what: str) -> None:
+    """Check (time, number, name): whoever starts after something ended has at least its number. Raises Violation."""
+    starts.sort()
+    ends.sort()
+    highest, who, next_end = 0, "nothing", 0
+    for invoked_ns, number, name in starts:
+        while next_end < len(ends) and ends[next_end][0] < invoked_ns:
+            if ends[next_end][1] > highest:
+                _, highest, who = ends[next_end]
+            next_end += 1
+        if number < highest:
+            raise Violation(
+                f"{name}, begun at {invoked_ns} ns, stands at {what} {number}, but {who} had ended before at {what} "
+                f"{highest}"
+            )
