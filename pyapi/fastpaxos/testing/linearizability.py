@@ -159,7 +159,7 @@ def check_linearizable(
 
 
 def search(operations: Iterable[Operation], model: SequentialModel[State], steps_max: int = STEPS_MAX) -> Search:
-    """Judge the operations on one object. Raises ValueError for one that was answered before it was asked.
+    """Judge the operations on one object. Raises ValueError for what is no record of one.
 
     Real time: an operation comes before all that were asked after its answer, strictly. One of unknown outcome may
     take effect at any time after it was asked, or never; so a read without answer and everything that the client was
@@ -208,7 +208,7 @@ class _SearchRun(Generic[State]):
         known: list[Operation] = []
         self._unknown: list[Operation] = []
         for operation in operations:
-            operation.check_times()
+            operation.validate()
             if operation.outcome is Outcome.OK:
                 known.append(operation)
             elif operation.outcome is Outcome.UNKNOWN and operation.kind is not OperationKind.READ:
@@ -230,12 +230,9 @@ class _SearchRun(Generic[State]):
         """Make the list. Entry 0 is its head; operation number i has the call 2i + 1 and the return 2i + 2."""
         events = []
         for number, operation in enumerate(self._known):
-            answered_ns = operation.answered_ns
-            if answered_ns is None:
-                raise ValueError(f"no time of the answer: {operation}")
             # At equal times calls come first: only what was answered strictly before a call precedes it.
             events.append((operation.invoked_ns, 0, 2 * number + 1))
-            events.append((answered_ns, 1, 2 * number + 2))
+            events.append((operation.answered_ns or 0, 1, 2 * number + 2))
         events.sort()
         size = 2 * len(self._known) + 1
         self._next, self._previous = [0] * size, [0] * size
