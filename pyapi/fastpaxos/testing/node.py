@@ -553,11 +553,10 @@ class SimNode:
 
     # Clients
 
-    def client_up(self, client: int, epoch: int) -> ClientLink:
+    def client_up(self, client: int, epoch: int) -> None:
         """A client connects; on a connection (`epoch` above 0) it says hello first."""
         link = ClientLink(self, client, epoch)
         (self.transport.strangers if epoch else self.transport.clients).append(link)
-        return link
 
     def client_down(self, client: int, epoch: int) -> None:
         """A client's connection is gone."""
@@ -577,7 +576,8 @@ class SimNode:
         if link is None:
             if epoch:
                 return
-            link = self.client_up(client, epoch)
+            self.client_up(client, epoch)
+            link = self.transport.clients[-1]
         try:
             link.receive(_accepted(frame))
         except HandshakeRefusedError as refusal:

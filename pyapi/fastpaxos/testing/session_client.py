@@ -68,9 +68,9 @@ def draw_manner(random: Random) -> Manner:
     """Draw how one client behaves."""
     is_hasty = random.random() < 0.3
     return Manner(
-        think_ns=random.choice((10, 20, 50)) * MILLISECOND_NS,
+        think_ns=random.choice((20, 50, 100)) * MILLISECOND_NS,
         callers=random.choice((0, 1, 4)),
-        burst=random.choice((1, 2, 8)),
+        burst=random.choice((1, 1, 2, 6)),
         deadline_min_ms=50 if is_hasty else 300,
         deadline_max_ms=random.choice((60, 200)) if is_hasty else 2_000,
         reads=random.choice((0.1, 0.3)),
@@ -80,7 +80,7 @@ def draw_manner(random: Random) -> Manner:
         die=random.choice((0.0, 0.0, 0.02)),
         blocks_in_flight_max=random.choice((1, 4, 32)),
         silence_timeout_ms=random.choice((150, 400, 1_000)),
-        inflight_bytes_max=random.choice((1 << 10, _INFLIGHT_BYTES_MAX)),
+        inflight_bytes_max=random.choice((1 << 10, _INFLIGHT_BYTES_MAX, _INFLIGHT_BYTES_MAX)),
         names_nodes=random.random() < 0.7,
     )
 
@@ -323,7 +323,6 @@ class SimSessionClient:
         """One frame of the node."""
         if self._epoch == epoch:
             self._session.receive(frame, self._schedule.now_ns)
-            self._settle()
             self._flush()
 
     def _flush(self) -> None:

@@ -18,7 +18,6 @@ from fastpaxos.kv import (
     CAS,
     DELETE,
     GET,
-    INCREMENT,
     PUT,
     KeyValueMachine,
     encode_compare_and_set,
