@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 TEST_JOBS ?= 2
 DEMO ?=
 BENCH ?=
-SIM ?= --seed 1 --count 200 --quiet
+SIM ?= --seeds 1000 --jobs $(JOBS)
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -59,8 +59,8 @@ format: $(STAMPS)/venv  ## let ruff rewrite the Python files in the project's st
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
-sim: build  ## run simulated clusters by seed (SIM="--seed 1 --count 1000")
-	$(BIN)/python -P -m fastpaxos.testing $(SIM)
+sim: build  ## run simulated clusters by seed (SIM="--seeds 5000 --from 1 --jobs 2 --json")
+	$(BIN)/fastpaxos sim run $(SIM)
 
 bench: build  ## run the benchmark suite; every benchmark also checks its own result
 	$(call pytest,release,$(RELEASE)) bench -o python_files="bench_*.py" --benchmark-only $(BENCH)

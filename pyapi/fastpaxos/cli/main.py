@@ -16,6 +16,7 @@ from fastpaxos.cli.demo import demo
 from fastpaxos.cli.journal import journal
 from fastpaxos.cli.kv import kv
 from fastpaxos.cli.serve import serve
+from fastpaxos.cli.sim import sim
 from fastpaxos.cli.status import status
 from fastpaxos.errors import ConfigError, FastPaxosError
 
@@ -32,7 +33,7 @@ def cli() -> None:
     """fastpaxos: a replicated, durable log and state machine for Python programs, by Multi-Paxos."""
 
 
-for command in (demo, serve, status, kv, bench, journal):
+for command in (demo, serve, status, kv, bench, journal, sim):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""Connections of session clients: reliable and in order while they last, as TCP is, and broken in every way that TCP is.
+"""Connections of session clients: reliable and in order while they last, as TCP is, and broken in all ways of TCP.
 
 A node that was killed says so (its kernel does), one that lost its power says nothing: its client finds out by itself.
 A client that leaves may have frames on their way that arrive long after it has gone elsewhere. Nodes may be out of

@@ -12,8 +12,9 @@ run, event by event, on every build.
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ class SimCluster:
         seed: everything random comes from it.
         options: what is done to the cluster; drawn from the seed when left out.
         make_machine: makes the state machine of every node; `options.machine` says which when left out.
+        trace: told a line about everything that happens.
 
     Attributes:
         marks: how often interesting things happened, to see that a campaign is not vacuous.
@@ -60,7 +62,11 @@ class SimCluster:
     """
 
     def __init__(
-        self, seed: int, options: SimOptions | None = None, make_machine: Callable[[], StateMachine] | None = None
+        self,
+        seed: int,
+        options: SimOptions | None = None,
+        make_machine: Callable[[], StateMachine] | None = None,
+        trace: Callable[[str], None] | None = None,
     ) -> None:
         self.seed = seed
         self.random = Random(seed)
@@ -78,15 +84,14 @@ class SimCluster:
             self.members, self.phase1_size, self.phase2_size, self.options.sessions_max, self.marks
         )
         self.history = ClientHistory()
-        self.network = SimNetwork(self.schedule, self.options.links, self._deliver)
+        self.network = SimNetwork(self.schedule, self.options.links, self._deliver, self._lost)
         self.client_network = SimNetwork(self.schedule, self.options.client_links, self._deliver_client)
         self.client_connections = ClientConnections(self, self.options.session_links)
         self.disk_options = self.options.disk
         self.violation: BaseException | None = None
         self.trace_digest = 0
         """Checksum over every frame sent, with time and direction: equal for equal runs."""
-        self.trace: Callable[[str], None] | None = None
-        """Told a line about everything that happens, for the trace of a failure."""
+        self.trace = trace
         self.settled_after_ns = 0
         self.core: list[int] = list(self.members)
         self._connections: dict[tuple[int, int], int] = {}
@@ -270,6 +275,9 @@ class SimCluster:
 
     def report(self) -> dict[str, Any]:
         """Figures of the run, to see that it was not vacuous."""
+        disk_faults: Counter[str] = Counter()
+        for node in self.nodes.values():
+            disk_faults.update(node.disk.fault_counts)
         return {
             "seed": self.seed,
             "events": self.schedule.events_run,
@@ -287,6 +295,7 @@ class SimCluster:
             "ballots": len(self.checker.proposals),
             "settled_ms": self.settled_after_ns // MILLISECOND_NS,
             "trace": self.trace_digest,
+            **{f"disk_{kind}": count for kind, count in sorted(disk_faults.items())},
             **self.marks,
         }
 
@@ -424,12 +433,15 @@ class SimCluster:
     def _deliver(self, source: int, target: int, epoch: int | None, frame: Frame | None) -> None:
         node = self.nodes[target]
         if node.running:
-            node.input(lambda: node.receive(source, epoch, frame))
+            node.input(partial(node.receive, source, epoch, frame))
+
+    def _lost(self, source: int, target: int, epoch: int) -> None:
+        if self.epoch_of(source, target) == epoch:
+            self.drop_connection(source, target)
 
     def note_frame(self, source: int, target: int, data: bytes) -> None:
         """A frame is sent: it belongs to the trace."""
-        head = b"%d %d %d " % (self.schedule.now_ns, source, target)
-        self.trace_digest = zlib.crc32(data, zlib.crc32(head, self.trace_digest))
+        self.trace_digest = zlib.crc32(data, self.trace_digest ^ self.schedule.now_ns & 0xFFFF_FFFF) ^ (source + target)
 
     # Clients (addresses of clients are negative)
 

@@ -28,7 +28,7 @@ from fastpaxos.kv import (
 from fastpaxos.statemachine import ApplyContext, QueryContext
 from fastpaxos_core.block import BlockView
 
-from .history import Call, ClientHistory, LogModel, Read, Violation, sweep
+from .history import Call, ClientHistory, LogModel, Read, Violation, check_order_in_time
 from .linearizability import check_linearizable
 from .operations import Operation, OperationKind, Outcome
 from .register_check import check_registers
@@ -188,7 +188,7 @@ class KeyValueWorkload:
             if revisions:
                 starts.append((call.invoked_ns, revisions[0], str(call)))
                 ends.append((call.answered_ns, revisions[-1], str(call)))
-        sweep(starts, ends, "revision")
+        check_order_in_time(starts, ends)
         operations = self.operations()
         check_registers(operations)
         check_linearizable(operations, steps_max=_STEPS_MAX)
