@@ -579,17 +579,20 @@ class SimNode:
 
     # Clients
 
-    def client_up(self, client: int, epoch: int) -> ClientLink:
-        """A client connects."""
+    def client_up(self, client: int, epoch: int) -> None:
+        """A client connects; on a connection (`epoch` above 0) it says hello first."""
         link = ClientLink(self, client, epoch)
-        self.transport.clients.append(link)
-        return link
+        (self.transport.strangers if epoch else self.transport.clients).append(link)
 
     def client_down(self, client: int, epoch: int) -> None:
         """A client's connection is gone."""
         link = self.transport.client_link(client, epoch)
-        if link is not None:
-            link.closed = True
+        if link is None:
+            return
+        link.closed = True
+        if link in self.transport.strangers:
+            self.transport.strangers.remove(link)
+        else:
             self.transport.clients.remove(link)
             self.switchboard.client_disconnected(link)
 
@@ -599,11 +602,14 @@ class SimNode:
         if link is None:
             if epoch:
                 return
-            link = self.client_up(client, epoch)
+            self.client_up(client, epoch)
+            link = self.transport.clients[-1]
         try:
             link.receive(_accepted(frame))
+        except HandshakeRefusedError as refusal:
+            raise Violation(f"node {self.node_id} refuses client {-client}: {refusal}", checker="frames") from refusal
         except FrameError as error:
-            if not self.cluster.options.client_links.corrupt:
+            if epoch or not self.cluster.options.client_links.corrupt:
                 raise Violation(
                     f"node {self.node_id} refuses a frame of client {-client}: {error}", checker="frames"
                 ) from error

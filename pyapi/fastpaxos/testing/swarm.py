@@ -97,8 +97,24 @@ def draw_options(seed: int, *, small: bool | None = None, **overrides: object) -
         ),
         "nemesis": _nemesis(draw, is_small),
     }
+    values.update(_clients(draw, values))
     values.update(overrides)
     return SimOptions(**values)  # type: ignore[arg-type]
+
+
+def _clients(draw: _Draw, values: dict[str, Any]) -> dict[str, object]:
+    """What session clients meet; and in some runs there are no others, and they use the key-value machine."""
+    changes: dict[str, object] = {}
+    if draw.random.random() < 0.15:
+        changes = {"machine": "kv", "clients": 0, "session_clients": draw.random.randint(1, 4)}
+    if {**values, **changes}["session_clients"]:
+        changes["session_links"] = LinkOptions(
+            delay_max_ns=draw.one_of(1, 1, 10) * MILLISECOND_NS, tail=draw.sometimes(0.02)
+        )
+        changes["nemesis"] = replace(
+            values["nemesis"], reset_client=draw.sometimes(1.0), cut_client=draw.sometimes(0.7)
+        )
+    return changes
 
 
 def _links(draw: _Draw) -> LinkOptions:
