@@ -175,10 +175,12 @@ class SimCluster:
 
     def _entitled_clients(self) -> list[SimSessionClient]:
         """Those that must get an answer in the end: not where clients push out each other's sessions, or nodes are so
-        slow that they cannot answer within anybody's patience."""
+        slow that they cannot answer within anybody's patience; nor those that were told of one node only."""
         clients = self.options.clients + self.options.session_clients
         is_slow = self.options.apply_delay_max_ns > _NOTICE_MAX_NS
-        return [] if is_slow or clients > self.options.sessions_max else self.session_clients
+        if is_slow or clients > self.options.sessions_max:
+            return []
+        return [client for client in self.session_clients if client.manner.names_nodes]
 
     def _choose_core(self) -> list[int]:
         if self.options.nemesis.rot_where == "everywhere" and self.marks["rot"]:
