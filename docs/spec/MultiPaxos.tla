@@ -6,33 +6,34 @@
    back. What rests on durability leaves with Persist and never before.
 
    Messages are facts that never go away, so that loss, delay, reordering and duplication need no actions: `proposed`
-   (Accept), `promises` (Promise), `accepted` (Accepted), Known (Learn). Any replica may own any ballot that is free. *)
-EXTENDS Naturals, FiniteSets, TLC
+   (Accept), `promises` (Promise), `accepted` (Accepted), Known (Learn). *)
+EXTENDS Naturals, FiniteSets
 
 CONSTANTS
-    Acceptors,      \* a symmetry set of model values
-    Nobody,         \* a model value: no ballot's owner
+    AcceptorMax,    \* acceptors are 1..AcceptorMax, each is proposer and learner as well
     BallotMax,      \* ballots are 1..BallotMax, 0 is none
     SlotMax,        \* slots are 1..SlotMax
     Ranges,         \* the sets of slots that a leader makes one batch of new commands of
-    PendingMax,     \* changes that one group commit holds at most
+    PendingMax,     \* changes that wait for the disk at most, on any two replicas
+    LazyCommit,     \* TRUE: followers commit when it matters, not whenever they can
     Corruption,     \* TRUE: once, on one acceptor, a durable record becomes unreadable
     Mutant          \* "none", or the name of the one rule that is broken
 
 VARIABLES
     memory,         \* acceptor -> [promised, log, commit, unknown]
     disk,           \* the same as of the last Persist, without the commit index: what a restart finds
-    ballot,         \* ballot -> [phase, owner]
+    owner,          \* ballot -> the acceptor whose ballot it is; never changes
+    phase,          \* ballot -> "free", "created", "asking" (Prepare is out), "leading", "over"
     proposed,       \* ballot -> the values that its leader proposes: its Accept messages
     promises,       \* ballot -> Promise messages, while its candidate is asking
     accepted,       \* ballot -> Accepted messages: [acceptor, value]
     corrupted       \* whether the one corruption has happened
 
-vars == <<memory, disk, ballot, proposed, promises, accepted, corrupted>>
+vars == <<memory, disk, owner, phase, proposed, promises, accepted, corrupted>>
 
+Acceptors == 1..AcceptorMax
 Ballots == 1..BallotMax
 Slots == 1..SlotMax
-Symmetry == Permutations(Acceptors)
 Is(name) == Mutant = name
 
 -----------------------------------------------------------------------------
@@ -43,11 +44,12 @@ Batch(b, value) == [ballot |-> b, value |-> value]
 SlotsOf(value) == value.begin..(value.end - 1)
 Overlap(v, w) == v.begin < w.end /\ w.begin < v.end
 
-\* All ways to cut the slots from `first` on into batches of new commands.
+\* All ways to cut the slots from `first` on into batches of new commands, as far as Ranges allows.
 Cuts == [first \in 1..(SlotMax + 1) |->
-    {cut \in SUBSET Ranges :
-        /\ UNION cut = first..SlotMax
-        /\ \A r, q \in cut : r = q \/ r \cap q = {}}]
+    {cut \in SUBSET Ranges : \E last \in (first - 1)..SlotMax :
+        /\ UNION cut = first..last
+        /\ \A r, q \in cut : r = q \/ r \cap q = {}
+        /\ \A r \in Ranges : ~(last + 1 \in r /\ last \notin r)}]
 
 Majority(set) == 2 * Cardinality(set) > Cardinality(Acceptors)
 IsPhase1Quorum(set) == IF Is("disjoint_quorums") THEN set # {} ELSE Majority(set)
@@ -65,9 +67,6 @@ Known == UNION {Committed(a) : a \in Acceptors} \cup
 -----------------------------------------------------------------------------
 (* Parts of the actions. *)
 
-Free == [phase |-> "free", owner |-> Nobody]
-Over == [phase |-> "over", owner |-> Nobody]
-
 \* Rule 1: whole, every older uncommitted batch that it overlaps is dropped.
 Drop(log, value) ==
     IF Is("overlap_kept") THEN {x \in log : ~(x.value.begin = value.begin /\ x.value.end = value.end)}
@@ -79,19 +78,23 @@ Drop(log, value) ==
 Store(state, batch) ==
     [state EXCEPT !.log = Drop(@, batch.value) \cup {batch}, !.unknown = @ \ SlotsOf(batch.value)]
 
-\* What waits for the next group commit. More changes in one commit show no more than the same in several commits.
+\* What waits for the disk, in the whole cluster, when acceptor a's memory becomes `state`. Nobody sees a change before it
+\* is durable, and a crash that loses it shows no more than a change that never came: few pending changes stand for many.
+Pending(state, stored) ==
+    LET new == state.log \ stored.log
+        promised == state.promised = stored.promised \/ \E x \in new : x.ballot = state.promised
+    IN Cardinality(new) + (IF promised THEN 0 ELSE 1)
 Fits(a, state) ==
-    LET new == state.log \ disk[a].log
-        promised == state.promised = disk[a].promised \/ \E x \in new : x.ballot = state.promised
-    IN Cardinality(new) + (IF promised THEN 0 ELSE 1) <= PendingMax
+    /\ Pending(state, disk[a]) <= PendingMax
+    /\ \A c \in Acceptors \ {a} : Pending(memory[c], disk[c]) + Pending(state, disk[a]) <= PendingMax
 
 \* A candidate or leader stops when its own acceptor promises more.
 Superseded(a, promised) ==
-    [b \in Ballots |-> IF ballot[b].owner = a /\ b < promised THEN Over ELSE ballot[b]]
+    [b \in Ballots |-> IF owner[b] = a /\ b < promised /\ phase[b] # "free" THEN "over" ELSE phase[b]]
 
 \* Nobody reads the promises of a candidate that is not asking any more.
 Trim(table, phases) ==
-    [b \in Ballots |-> IF phases[b].phase = "asking" \/ Is("stale_promise") \/ Is("ballot_reused") THEN table[b] ELSE {}]
+    [b \in Ballots |-> IF phases[b] = "asking" \/ Is("stale_promise") \/ Is("ballot_reused") THEN table[b] ELSE {}]
 
 Above(log, commit) == {x \in log : x.value.begin > commit}
 PromiseOf(a, state) ==
@@ -129,12 +132,12 @@ Plans(b, taken, commit) ==
 \* This replica knows now that `batch`, which continues its committed prefix, is committed. A leader that proposed
 \* something else for these slots has lost them, and stops before it tells its commit index again.
 Commit(a, state, batch) ==
-    LET Lost(b) == /\ ballot[b].owner = a /\ ballot[b].phase = "leading"
+    LET Lost(b) == /\ owner[b] = a /\ phase[b] = "leading"
                    /\ batch.value \notin proposed[b] /\ ~Is("deposed_leader_tells")
     IN /\ batch.value.begin = state.commit + 1
        /\ memory' = [memory EXCEPT ![a] = [state EXCEPT !.commit = batch.value.end - 1]]
-       /\ ballot' = [b \in Ballots |-> IF Lost(b) THEN Over ELSE ballot[b]]
-       /\ UNCHANGED <<disk, proposed, promises, accepted, corrupted>>
+       /\ phase' = [b \in Ballots |-> IF Lost(b) THEN "over" ELSE phase[b]]
+       /\ UNCHANGED <<owner, disk, proposed, promises, accepted, corrupted>>
 
 -----------------------------------------------------------------------------
 (* The candidate. *)
@@ -142,35 +145,34 @@ Commit(a, state, batch) ==
 \* A new ballot, above what is promised here. Prepare is held until this promise is durable (Persist).
 Campaign(a, b) ==
     LET state == [memory[a] EXCEPT !.promised = b]
-    IN /\ ballot[b].phase = "free"
+    IN /\ owner[b] = a /\ phase[b] = "free"
        /\ b > memory[a].promised
        /\ Fits(a, state)
        /\ memory' = [memory EXCEPT ![a] = state]
-       /\ ballot' = [Superseded(a, b) EXCEPT
-              ![b] = [phase |-> IF Is("prepare_before_durable") THEN "asking" ELSE "created", owner |-> a]]
-       /\ promises' = Trim(promises, ballot')
-       /\ UNCHANGED <<disk, proposed, accepted, corrupted>>
+       /\ phase' = [Superseded(a, b) EXCEPT ![b] = IF Is("prepare_before_durable") THEN "asking" ELSE "created"]
+       /\ promises' = Trim(promises, phase')
+       /\ UNCHANGED <<owner, disk, proposed, accepted, corrupted>>
 
 \* Phase 1b, for all slots at once. The Promise is held until it is durable.
 HandlePrepare(a, b) ==
     LET state == [memory[a] EXCEPT !.promised = b]
-    IN /\ ballot[b].phase = "asking" /\ ballot[b].owner # a
+    IN /\ phase[b] = "asking" /\ owner[b] # a
        /\ b > memory[a].promised
        /\ Fits(a, state)
        /\ memory' = [memory EXCEPT ![a] = state]
-       /\ ballot' = Superseded(a, b)
+       /\ phase' = Superseded(a, b)
        /\ promises' = IF Is("promise_before_durable")
-              THEN [Trim(promises, ballot') EXCEPT ![b] = @ \cup {PromiseOf(a, state)}]
-              ELSE Trim(promises, ballot')
-       /\ UNCHANGED <<disk, proposed, accepted, corrupted>>
+              THEN [Trim(promises, phase') EXCEPT ![b] = @ \cup {PromiseOf(a, state)}]
+              ELSE Trim(promises, phase')
+       /\ UNCHANGED <<owner, disk, proposed, accepted, corrupted>>
 
 \* With a Phase 1 quorum of Promises, for every slot, and with everything that one of them knows to be committed: the
 \* values to propose in this ballot. What a leader has not proposed yet is a message that has not arrived yet.
 Lead(b) ==
-    LET a == ballot[b].owner
+    LET a == owner[b]
         state == memory[a]
         here == IF Is("stale_promise") THEN UNION {promises[c] : c \in Ballots} ELSE promises[b]
-    IN /\ ballot[b].phase = "asking"
+    IN /\ phase[b] = "asking"
        /\ state.commit < SlotMax
        /\ \E got \in SUBSET here :
               LET own == PromiseOf(a, state)
@@ -189,9 +191,9 @@ Lead(b) ==
                  /\ accepted' = IF Is("merged_before_durable")
                         THEN [accepted EXCEPT ![b] = @ \cup {Vote(a, v) : v \in Taken(reported)}]
                         ELSE accepted
-       /\ ballot' = [ballot EXCEPT ![b].phase = "leading"]
-       /\ promises' = Trim(promises, ballot')
-       /\ UNCHANGED <<memory, disk, corrupted>>
+       /\ phase' = [phase EXCEPT ![b] = "leading"]
+       /\ promises' = Trim(promises, phase')
+       /\ UNCHANGED <<owner, memory, disk, corrupted>>
 
 -----------------------------------------------------------------------------
 (* The acceptor and the learner. *)
@@ -206,37 +208,41 @@ HandleAccept(a, b, value) ==
        /\ batch \notin memory[a].log
        /\ Fits(a, state)
        /\ memory' = [memory EXCEPT ![a] = state]
-       /\ ballot' = Superseded(a, b)
-       /\ promises' = Trim(promises, ballot')
+       /\ phase' = Superseded(a, b)
+       /\ promises' = Trim(promises, phase')
        /\ accepted' = IF Is("accepted_before_durable")
               THEN [accepted EXCEPT ![b] = @ \cup {Vote(a, value)}] ELSE accepted
-       /\ UNCHANGED <<disk, proposed, corrupted>>
+       /\ UNCHANGED <<owner, disk, proposed, corrupted>>
 
 \* Only a mutant does more with a second copy than wait for the first one's Persist.
 HandleDuplicateAccept(a, b, value) ==
     /\ Is("duplicate_acked_early")
     /\ Batch(b, value) \in memory[a].log \ disk[a].log
     /\ accepted' = [accepted EXCEPT ![b] = @ \cup {Vote(a, value)}]
-    /\ UNCHANGED <<memory, disk, ballot, proposed, promises, corrupted>>
+    /\ UNCHANGED <<owner, memory, disk, phase, proposed, promises, corrupted>>
 
 \* A Phase 2 quorum has durably accepted in this ballot; the leader's own vote counts like any other, once durable.
 LeaderCommit(b, value) ==
-    LET a == ballot[b].owner
+    LET a == owner[b]
         own == IF Is("own_vote_early") THEN {a} ELSE {}
         voters == own \cup IF Is("votes_across_ballots")
             THEN UNION {Voters(c, value) : c \in Ballots} ELSE Voters(b, value)
-    IN /\ ballot[b].phase = "leading"
+    IN /\ phase[b] = "leading"
        /\ Batch(b, value) \in memory[a].log
        /\ IsPhase2Quorum(voters) \/ (Is("vote_counted_twice") /\ voters # {})
        /\ Commit(a, memory[a], Batch(b, value))
 
+\* What a follower knows to be committed shows in what it promises and in what it proposes, in nothing else: a lazy one
+\* learns it while there is a candidate whom it has not promised yet, or is one.
+MayLearn(a) == ~LazyCommit \/ \E b \in Ballots : phase[b] = "asking" /\ (b > memory[a].promised \/ owner[b] = a)
+
 \* The leader of ballot b tells its commit index: only what was accepted in b is committed, the rest is fetched. A late
 \* Commit does what Learn does, as long as ToldIsCommitted holds.
 FollowerCommit(a, b, batch) ==
-    /\ ballot[b].phase = "leading"
+    /\ phase[b] = "leading"
     /\ batch \in memory[a].log
     /\ batch.ballot = b \/ Is("commit_other_ballot")
-    /\ batch.value.end <= memory[ballot[b].owner].commit + 1
+    /\ batch.value.end <= memory[owner[b]].commit + 1
     /\ Commit(a, memory[a], batch)
 
 \* A fetched batch. The same value stands here already: the commit is all that is new.
@@ -253,15 +259,15 @@ Learn(a, batch) ==
 Persist(a) ==
     LET state == [memory[a] EXCEPT !.commit = 0]
         b == state.promised
-        phase == IF b = 0 THEN "free" ELSE ballot[b].phase
+        now == IF b = 0 THEN "free" ELSE phase[b]
     IN /\ disk[a] # state
        /\ disk' = [disk EXCEPT ![a] = state]
        /\ accepted' = [c \in Ballots |-> IF c # b THEN accepted[c] ELSE
               accepted[c] \cup {Vote(a, x.value) : x \in {y \in state.log : y.ballot = c}}]
-       /\ ballot' = IF phase = "created" /\ ballot[b].owner = a THEN [ballot EXCEPT ![b].phase = "asking"] ELSE ballot
-       /\ promises' = IF phase = "asking" /\ ballot[b].owner # a
+       /\ phase' = IF now = "created" /\ owner[b] = a THEN [phase EXCEPT ![b] = "asking"] ELSE phase
+       /\ promises' = IF now = "asking" /\ owner[b] # a
               THEN [promises EXCEPT ![b] = @ \cup {PromiseOf(a, memory[a])}] ELSE promises
-       /\ UNCHANGED <<memory, proposed, corrupted>>
+       /\ UNCHANGED <<owner, memory, proposed, corrupted>>
 
 \* A batch that was learned may name a ballot that was never promised here; a restart promises it.
 Restarted(state) ==
@@ -273,18 +279,18 @@ Restarted(state) ==
 \* A ballot that no Prepare left for is made again; every other one is over: it names one boot of one proposer.
 Lost(a) ==
     [b \in Ballots |->
-        IF ballot[b].owner # a THEN ballot[b]
-        ELSE IF ballot[b].phase = "created" \/ (Is("prepare_before_durable") /\ disk[a].promised < b) THEN Free
-        ELSE IF Is("ballot_reused") THEN [ballot[b] EXCEPT !.phase = "asking"]
-        ELSE Over]
+        IF owner[b] # a \/ phase[b] = "free" THEN phase[b]
+        ELSE IF phase[b] = "created" \/ (Is("prepare_before_durable") /\ disk[a].promised < b) THEN "free"
+        ELSE IF Is("ballot_reused") THEN "asking"
+        ELSE "over"]
 
 Crash(a) ==
     /\ \/ memory[a] # Restarted(disk[a])
-       \/ \E b \in Ballots : ballot[b].owner = a
+       \/ phase # Lost(a)
     /\ memory' = [memory EXCEPT ![a] = Restarted(disk[a])]
-    /\ ballot' = Lost(a)
-    /\ promises' = Trim(promises, ballot')
-    /\ UNCHANGED <<disk, proposed, accepted, corrupted>>
+    /\ phase' = Lost(a)
+    /\ promises' = Trim(promises, phase')
+    /\ UNCHANGED <<owner, disk, proposed, accepted, corrupted>>
 
 \* A restart finds records unreadable. A bad block hides its own range; a bad head hides every slot that no later record
 \* covers.
@@ -298,16 +304,17 @@ CorruptCrash(a) ==
               \/ memory' = [memory EXCEPT ![a] =
                      Found(lost, Slots \ UNION {SlotsOf(x.value) : x \in state.log \ lost})]
        /\ disk' = [disk EXCEPT ![a] = memory'[a]]
-       /\ ballot' = Lost(a)
-       /\ promises' = Trim(promises, ballot')
+       /\ phase' = Lost(a)
+       /\ promises' = Trim(promises, phase')
        /\ corrupted' = TRUE
-       /\ UNCHANGED <<proposed, accepted>>
+       /\ UNCHANGED <<owner, proposed, accepted>>
 
 -----------------------------------------------------------------------------
 Init ==
     /\ memory = [a \in Acceptors |-> [promised |-> 0, log |-> {}, commit |-> 0, unknown |-> {}]]
     /\ disk = memory
-    /\ ballot = [b \in Ballots |-> Free]
+    /\ owner \in {f \in [Ballots -> Acceptors] : \A b \in Ballots : f[b] <= 1 + Cardinality({f[c] : c \in 1..(b - 1)})}
+    /\ phase = [b \in Ballots |-> "free"]
     /\ proposed = [b \in Ballots |-> {}]
     /\ promises = [b \in Ballots |-> {}]
     /\ accepted = [b \in Ballots |-> {}]
@@ -318,12 +325,12 @@ Next ==
         \/ Persist(a)
         \/ Crash(a)
         \/ CorruptCrash(a)
-        \/ \E batch \in Known : Learn(a, batch)
+        \/ MayLearn(a) /\ \E batch \in Known : Learn(a, batch)
         \/ \E b \in Ballots :
             \/ Campaign(a, b)
             \/ HandlePrepare(a, b)
             \/ \E value \in proposed[b] : HandleAccept(a, b, value) \/ HandleDuplicateAccept(a, b, value)
-            \/ \E batch \in memory[a].log : FollowerCommit(a, b, batch)
+            \/ MayLearn(a) /\ \E batch \in memory[a].log : FollowerCommit(a, b, batch)
     \/ \E b \in Ballots : Lead(b) \/ \E value \in proposed[b] : LeaderCommit(b, value)
 
 Spec == Init /\ [][Next]_vars
@@ -339,9 +346,9 @@ CommittedIsChosen == \A a \in Acceptors : \A x \in Committed(a) : \E b \in Ballo
 
 \* The commit index that a leader tells speaks of what it proposed.
 ToldIsCommitted ==
-    \A b \in Ballots : ballot[b].phase = "leading" =>
-        \A v \in proposed[b] : v.begin <= memory[ballot[b].owner].commit =>
-            \E x \in Committed(ballot[b].owner) : x.value = v
+    \A b \in Ballots : phase[b] = "leading" =>
+        \A v \in proposed[b] : v.begin <= memory[owner[b]].commit =>
+            \E x \in Committed(owner[b]) : x.value = v
 
 \* What is chosen stays chosen: every higher ballot proposes this very batch, or nothing for these slots (P2b).
 ChosenIsProposed ==
@@ -362,7 +369,7 @@ LogsTile ==
 \* of a higher ballot, or for one that is committed.
 SentIsDurable ==
     \A b \in Ballots :
-        /\ ballot[b].phase = "asking" => disk[ballot[b].owner].promised >= b
+        /\ phase[b] = "asking" => disk[owner[b]].promised >= b
         /\ \A p \in promises[b] : disk[p.acceptor].promised >= b
         /\ \A m \in accepted[b] :
             /\ disk[m.acceptor].promised >= b
