@@ -52,12 +52,12 @@ Cuts == [first \in 1..(SlotMax + 1) |->
         /\ \A r \in Ranges : ~(last + 1 \in r /\ last \notin r)}]
 
 Majority(set) == 2 * Cardinality(set) > Cardinality(Acceptors)
-IsPhase1Quorum(set) == IF Is("disjoint_quorums") THEN set # {} ELSE Majority(set)
-IsPhase2Quorum(set) == Majority(set)
+IsPhase1Quorum(set) == Majority(set)
+IsPhase2Quorum(set) == IF Is("disjoint_quorums") THEN set # {} ELSE Majority(set)
 
 Vote(a, value) == [acceptor |-> a, value |-> value]
 Voters(b, value) == {a \in Acceptors : Vote(a, value) \in accepted[b]}
-Chosen(b, value) == Majority(Voters(b, value))
+Chosen(b, value) == IsPhase2Quorum(Voters(b, value))
 
 Committed(a) == {x \in memory[a].log : x.value.begin <= memory[a].commit}
 \* What a Fetch is answered with, now or by a replica that has crashed since: batches known to be committed.
