@@ -112,10 +112,9 @@ Take(reported, b) ==
         taken == {x.value : x \in {y \in reported : y.ballot = this}}
     IN taken \cup Take(IF Is("overlap_taken") THEN rest
                        ELSE {x \in rest : \A v \in taken : ~Overlap(x.value, v)}, b - 1)
-Highest(reported) == {x \in reported : \A y \in reported : y.ballot <= x.ballot}
-Taken(reported) ==
+Taken(reported, commit) ==
     IF Is("phase1_ignores_reported") THEN {}
-    ELSE IF Is("noop_over_reported") THEN Take(Highest(reported), BallotMax)
+    ELSE IF Is("noop_over_reported") THEN Take({x \in reported : x.value.begin = commit + 1}, BallotMax)
     ELSE Take(reported, BallotMax)
 
 \* Gaps below a taken value are filled with one no-op each; behind the last one come new commands.
@@ -186,10 +185,10 @@ Lead(b) ==
                  /\ Counts({p.acceptor : p \in all})
                  /\ \A s \in (state.commit + 1)..SlotMax : Counts(Knows(s))
                  /\ \A p \in got : p.commit <= state.commit \/ Is("committed_not_fetched")
-                 /\ \E plan \in Plans(b, Taken(reported), state.commit) :
+                 /\ \E plan \in Plans(b, Taken(reported, state.commit), state.commit) :
                         proposed' = [proposed EXCEPT ![b] = @ \cup plan]
                  /\ accepted' = IF Is("merged_before_durable")
-                        THEN [accepted EXCEPT ![b] = @ \cup {Vote(a, v) : v \in Taken(reported)}]
+                        THEN [accepted EXCEPT ![b] = @ \cup {Vote(a, v) : v \in Taken(reported, state.commit)}]
                         ELSE accepted
        /\ phase' = [phase EXCEPT ![b] = "leading"]
        /\ promises' = Trim(promises, phase')
@@ -262,7 +261,7 @@ Persist(a) ==
         now == IF b = 0 THEN "free" ELSE phase[b]
     IN /\ disk[a] # state
        /\ disk' = [disk EXCEPT ![a] = state]
-       /\ accepted' = [c \in Ballots |-> IF c # b THEN accepted[c] ELSE
+       /\ accepted' = [c \in Ballots |-> IF c < b \/ (c > b /\ ~Is("accept_keeps_promise")) THEN accepted[c] ELSE
               accepted[c] \cup {Vote(a, x.value) : x \in {y \in state.log : y.ballot = c}}]
        /\ phase' = IF now = "created" /\ owner[b] = a THEN [phase EXCEPT ![b] = "asking"] ELSE phase
        /\ promises' = IF now = "asking" /\ owner[b] # a
