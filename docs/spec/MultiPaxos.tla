@@ -354,9 +354,12 @@ ChosenIsProposed ==
     \A b \in Ballots : \A v \in proposed[b] : Chosen(b, v) =>
         \A c \in (b + 1)..BallotMax : \A w \in proposed[c] : Overlap(v, w) => v = w
 
-\* One value per ballot and slot; values travel whole and unchanged from the ballot that made them.
+\* One value per ballot and slot; values travel whole and unchanged from the ballot that made them, and nothing else is
+\* stored.
 OneValuePerBallot == \A b \in Ballots : \A v, w \in proposed[b] : v = w \/ ~Overlap(v, w)
-ValuesAreWhole == \A b \in Ballots : \A v \in proposed[b] : v \in proposed[v.origin]
+ValuesAreWhole ==
+    /\ \A b \in Ballots : \A v \in proposed[b] : v \in proposed[v.origin]
+    /\ \A a \in Acceptors : \A x \in memory[a].log : x.value \in proposed[x.ballot]
 
 \* The log of a replica never overlaps itself, and its committed batches tile the slots up to its commit index.
 LogsTile ==
