@@ -49,6 +49,8 @@ class OsDirectory:
         with naming(self.path / name, "reading"):
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                # A length from a damaged file is no reason to allocate that much.
+                length = max(0, min(length, os.fstat(descriptor).st_size - offset))
                 data = os.pread(descriptor, length, offset)
                 while len(data) < length:
                     more = os.pread(descriptor, length - len(data), offset + len(data))
