@@ -98,7 +98,8 @@ def supervise(arguments: argparse.Namespace, name: str, executions: int) -> dict
     box.write_bytes(bytes(BOX_BYTES))
     command = [sys.executable, "-m", "fuzz", "run", "--worker", "--target", name, "--executions", str(executions)]
     command += ["--seed", str(arguments.seed), "--out", str(arguments.out), *["--blind"] * arguments.blind]
-    process = subprocess.Popen(command)
+    allocator = "pymalloc" if target_of(name).is_exact else "malloc"
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONMALLOC": allocator})
     last, since = b"", time.monotonic()
     while process.poll() is None:
         time.sleep(POLL_SECONDS)

@@ -77,6 +77,7 @@ class Campaign:
         self._unraisable = []
         self._last = None
         self._burst = target.burst
+        self._edges_before = targets.exact.edges() if targets.exact is not None else 0
 
     def run(self, executions):
         """Go on for so many executions, or until there are FINDINGS_MAX different findings."""
@@ -198,7 +199,7 @@ class Campaign:
             "decoded": decoded,
             "behind_checksum": self.executions - early,
             "corpus": len(self.corpus),
-            "edges": targets.exact.edges() if targets.exact is not None else 0,
+            "edges": targets.exact.edges() - self._edges_before if targets.exact is not None else 0,
             "refused": dict(sorted(refused.items(), key=lambda item: -item[1])),
             "findings": [finding.as_dict() for finding in self.findings],
         }

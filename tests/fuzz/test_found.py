@@ -14,6 +14,7 @@ from fastpaxos.directory import MemoryDirectory, OsDirectory
 from fastpaxos.handshake import Identity, check_hello
 from fastpaxos.identity import DirectoryIdentity
 from fastpaxos.testing import LoneReplica
+from fastpaxos_core.block import build_control
 from fastpaxos_core.directory import perform
 from fastpaxos_core.errors import CorruptionError, FrameError, InvariantError
 from fastpaxos_core.founding import FoundingRecord
@@ -184,3 +185,24 @@ def test_refusals_of_long_texts_are_short() -> None:
         with pytest.raises(error) as told:
             decode(msgpack.packb([long, 2, 3, 4, 5, 6]))
         assert len(str(told.value)) < 300
+
+
+def test_a_nonce_that_is_a_number_is_no_length() -> None:
+    """bytes(number) took that many bytes while the log was applied."""
+    lone = LoneReplica()
+    entry = corpus.entry_of(1, build_control(msgpack.packb({"op": "open_session", "nonce": 1 << 62})))
+    lone.receive(2, "accept", 1 << 16 | 2, [entry], commit_index=0)
+    lone.receive(2, "commit", 1 << 16 | 2, commit_index=1)
+    lone.sync()
+    assert lone.apply() == []
+    assert lone.replica.applied_index == 1
+
+
+def test_a_promise_in_more_parts_than_a_ring_can_fill_is_refused() -> None:
+    """A peer could have had its candidate collect parts without end."""
+    lone = LoneReplica()
+    lone.replica.campaign()
+    ballot = lone.replica.promised_ballot
+    lone.receive(2, "promise", ballot, part_count=512)
+    with pytest.raises(FrameError, match="promises part 0 of 513"):
+        lone.receive(2, "promise", ballot, part_count=513)
