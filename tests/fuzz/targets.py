@@ -85,7 +85,7 @@ class BlockTarget(Target):
 
     name = "block"
     format = form.BlockFormat()
-    share = 4200
+    share = 4300
     is_exact = True
     early = ("block has", "block of # bytes has CRC", "lengths do not", "unknown version", "bad crc")
     codes: ClassVar[dict] = {
@@ -143,7 +143,7 @@ class ResultsTarget(Target):
 
     name = "results"
     format = form.ResultsFormat()
-    share = 120
+    share = 60
     seeds = staticmethod(corpus.results)
 
     def judge(self, data, chance):
@@ -160,7 +160,7 @@ class MapTarget(Target):
 
     name = "map"
     format = form.MapFormat()
-    share = 50
+    share = 25
     seeds = staticmethod(corpus.maps)
 
     def judge(self, data, chance):
@@ -192,7 +192,7 @@ class FrameTarget(Target):
 
     name = "frame"
     format = form.FrameFormat()
-    share = 200
+    share = 100
     early = (
         "frame starts", "frame has version", "frame type #", "frame has flags", "frame says", "frame has reserved",
         "frame header and head",
@@ -297,7 +297,7 @@ class WriteTarget(Target):
 
     name = "write"
     format = form.WriteFormat()
-    share = 3800
+    share = 3900
     is_exact = True
     early = ("bad write", "more bytes")
     codes: ClassVar[dict] = {
@@ -357,7 +357,7 @@ class HeaderTarget(Target):
 
     name = "header"
     format = form.SegmentHeaderFormat()
-    share = 1500
+    share = 1550
     is_exact = True
     early = ("bad header", "short header")
     codes: ClassVar[dict] = {0: "bad header", -1: "short header", 1: None}
@@ -404,7 +404,7 @@ class JournalTarget(Target):
 
     name = "journal"
     format = form.JournalFormat()
-    share = 6
+    share = 4
     refusals = (CorruptionError, ConfigError)
     early = ("journal-# segment both",)
     seeds = staticmethod(corpus.journals)
@@ -433,7 +433,7 @@ class MessageTarget(Target):
 
     name = "message"
     format = form.MessageFormat()
-    share = 90
+    share = 45
     early = FrameTarget.early
     seeds = staticmethod(corpus.messages)
     MESSAGES_PER_LIFE = 2000
@@ -469,7 +469,7 @@ class RecordTarget(Target):
 
     name = "record"
     format = form.MapFormat()
-    share = 10
+    share = 5
     seeds = staticmethod(corpus.records)
 
     def judge(self, data, chance):
@@ -481,7 +481,7 @@ class IdentityTarget(Target):
 
     name = "identity"
     format = form.IdentityFormat()
-    share = 10
+    share = 5
     refusals = (CorruptionError, ConfigError)
     early = ("identity has only", "identity is corrupt")
     seeds = staticmethod(corpus.identities)
@@ -502,7 +502,7 @@ class SessionsTarget(Target):
 
     name = "sessions"
     format = form.MapFormat()
-    share = 14
+    share = 6
     refusals = (CorruptionError, MemoryError)
     seeds = staticmethod(corpus.session_tables)
 
