@@ -368,6 +368,17 @@ class ProtocolChecker:
                 return
             image.prefix = entry.value.slot_end - 1
 
+    def counted(self, node: int, ballot: int, value: Value, mask: int) -> None:
+        """The leader `node` of `ballot` has counted the votes of these members (by position) for its proposal."""
+        durable = self._voters.get((ballot, value), ())
+        for position, member in enumerate(self.members):
+            if mask >> position & 1 and member not in durable:
+                raise Violation(
+                    f"node {node} counts a vote of node {member} for {value} in ballot {ballot}; durable are those of "
+                    f"{sorted(durable)}",
+                    checker="votes",
+                )
+
     # Frames
 
     def sent(self, node: int, boot: int, message: Mapping[str, Any], promised: int) -> None:

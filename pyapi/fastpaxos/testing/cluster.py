@@ -151,16 +151,20 @@ class SimCluster:
         commands = self.checker.log.commands
         acknowledged = {client: client.acknowledged for client in self._entitled_clients()}
 
+        reads = self._reads_answered()
+
         def commits() -> bool:
-            """Something was committed, and every session client found the leader."""
-            return self.checker.log.commands > commands and all(
-                client.acknowledged > before for client, before in acknowledged.items()
+            """Something was committed, every session client found the leader, and a read was answered."""
+            return (
+                self.checker.log.commands > commands
+                and all(client.acknowledged > before for client, before in acknowledged.items())
+                and (reads is None or (self._reads_answered() or 0) > reads)
             )
 
         if not self.schedule.run_until(start_ns + bound_ns // 2, commits):
             raise Violation(
-                f"no command was committed for {bound_ns // 2 // MILLISECOND_NS} ms after the core {self.core} was "
-                f"healed: {self._unrest()}",
+                f"no command was committed (or no read, or client, answered) for {bound_ns // 2 // MILLISECOND_NS} ms "
+                f"after the core {self.core} was healed: {self._unrest()}",
                 checker="liveness",
             )
         self.settled_after_ns = self.schedule.now_ns - start_ns
@@ -173,12 +177,22 @@ class SimCluster:
             )
         return True
 
+    def _reads_answered(self) -> int | None:
+        """How many reads of the independent clients were answered; None where they are not owed an answer."""
+        is_slow = self.options.apply_delay_max_ns > _NOTICE_MAX_NS
+        clients = self.options.clients + self.options.session_clients
+        if is_slow or clients > self.options.sessions_max or not self.options.client.reads or not self.clients:
+            return None
+        return sum(client.reads_answered for client in self.clients.values())
+
     def _entitled_clients(self) -> list[SimSessionClient]:
         """Those that must get an answer in the end: not where clients push out each other's sessions, or nodes are so
-        slow that they cannot answer within anybody's patience."""
+        slow that they cannot answer within anybody's patience; nor those that were told of one node only."""
         clients = self.options.clients + self.options.session_clients
         is_slow = self.options.apply_delay_max_ns > _NOTICE_MAX_NS
-        return [] if is_slow or clients > self.options.sessions_max else self.session_clients
+        if is_slow or clients > self.options.sessions_max:
+            return []
+        return [client for client in self.session_clients if client.manner.names_nodes]
 
     def _choose_core(self) -> list[int]:
         if self.options.nemesis.rot_where == "everywhere" and self.marks["rot"]:

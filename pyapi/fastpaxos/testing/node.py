@@ -506,16 +506,27 @@ class SimNode:
             self._seen = seen
             self.cluster.checker.observed(self.node_id, *seen)
         self._turns += 1
-        if self._turns % _LEADER_CHECK_TURNS == 0 and replica.role == "leader" and self.cluster.leader() is not self:
+        is_leader = self._turns % _LEADER_CHECK_TURNS == 0 and replica.role == "leader"
+        if is_leader and self.cluster.leader() is not self:
             self.cluster.marks["two_leaders"] += 1
-        if self._turns % _WINDOW_CHECK_TURNS == 0:
-            for begin, end, ballot, _, _ in replica.window.batches():
-                if ballot > promised_ballot and end > commit_index + 1:
-                    raise Violation(
-                        f"node {self.node_id} holds [{begin}, {end}) of ballot {ballot} above its promise "
-                        f"{promised_ballot}",
-                        checker="promise",
-                    )
+        if is_leader or self._turns % _WINDOW_CHECK_TURNS == 0:
+            self._look_at_window(replica, promised_ballot, commit_index, is_leader)
+
+    def _look_at_window(self, replica: Replica, promised_ballot: int, commit_index: int, is_leader: bool) -> None:
+        votes = replica.window.vote_masks
+        own_ballot = replica.ballot if is_leader else 0
+        for begin, end, ballot, value_crc, _ in replica.window.batches():
+            if end <= commit_index + 1:
+                continue
+            if ballot > promised_ballot:
+                raise Violation(
+                    f"node {self.node_id} holds [{begin}, {end}) of ballot {ballot} above its promise "
+                    f"{promised_ballot}",
+                    checker="promise",
+                )
+            if ballot == own_ballot:
+                mask = int(votes[begin % len(votes)])
+                self.cluster.checker.counted(self.node_id, ballot, Value(begin, end, value_crc), mask)
 
     def _tick(self) -> None:
         self.later(self.cluster.options.tick_ns, self._tick)

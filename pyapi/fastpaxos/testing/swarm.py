@@ -90,6 +90,7 @@ def draw_options(seed: int, *, small: bool | None = None, **overrides: object) -
             commands_per_block_max=draw.one_of(1, 8, 16),
             think_ns=draw.one_of(10, 20, 50) * MILLISECOND_NS,
             reads=draw.one_of(0.2, 0.2, 0.6),
+            command_bytes_max=draw.one_of(40, 40, 40, 200),
             retry_ns=draw.one_of(50, 100, 400) * MILLISECOND_NS,
             duplicate=draw.sometimes(0.1),
             frames_rot=client_links.corrupt > 0,
@@ -145,6 +146,18 @@ def _nemesis(draw: _Draw, is_small: bool) -> NemesisOptions:
         "rot_where": draw.one_of("minority", "minority", "striped", "everywhere"),
         "lose_disk": draw.sometimes(0.1, 0.2),
     }
+    if draw.random.random() < 0.08:
+        # A partial partition that lasts: only one node, or only neighbours, see each other.
+        return NemesisOptions(
+            interval_ns=1_500 * MILLISECOND_NS,
+            crash=draw.sometimes(0.2),
+            hub=1.0,
+            chain=draw.sometimes(1.0),
+            partial_cut=draw.sometimes(1.0),
+            one_way_cut=draw.sometimes(1.0),
+            heal=0.3,
+            reset_connection=0.1,
+        )
     if draw.random.random() < 0.3:
         # Leaders that follow each other quickly, each cut off with its proposals half accepted.
         return NemesisOptions(
