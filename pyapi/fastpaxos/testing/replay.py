@@ -1,0 +1,195 @@
+"""Applies a log again in processes of its own with other hash seeds, and compares every result.
+
+`str` and `bytes` hash differently in every Python process, and with them sets are ordered differently: a machine that
+depends on it diverges in production, where every node is a process, and never within one. The child runs `main`: it
+reads one pickled request from its standard input, and writes its results.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fastpaxos.statemachine import BatchRun, StateMachine
+from fastpaxos_core.block import BlockView
+from fastpaxos_core.results import decode_results
+
+from .history import Violation
+
+__all__ = ["AppliedBatch", "check_hash_order", "main", "pickle_factory", "state_of"]
+
+_CHILD_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class AppliedBatch:
+    """One batch of a log and what came of it. `state` is what `state_of` says after it."""
+
+    slot_begin: int
+    now_ns: int
+    block: bytes
+    results: list[Any]
+    state: bytes
+
+
+def state_of(machine: StateMachine) -> bytes:
+    """Return what can be compared of a machine's state: its digest and its snapshot, as far as it has them."""
+    parts = [machine.digest().encode()]
+    if type(machine).snapshot is not StateMachine.snapshot:
+        snapshot = BytesIO()
+        machine.snapshot(snapshot)
+        parts.append(snapshot.getvalue())
+    return b"\n".join(parts)
+
+
+def pickle_factory(factory: Callable[[], StateMachine]) -> tuple[bytes, dict[str, str]]:
+    """Return what a child process needs to make the same machine. Raises ValueError if it cannot be sent there."""
+    try:
+        data = pickle.dumps(factory)
+    except Exception as error:
+        raise ValueError(
+            f"{factory!r} cannot be made in another process ({error}), so nobody can tell whether it depends on hash "
+            f"order: define it at the top of a module, or leave that check out with hash_seeds=()"
+        ) from error
+    files = {}
+    for module_name in {type(factory).__module__, getattr(factory, "__module__", ""), *_names_in(factory)}:
+        file = getattr(sys.modules.get(module_name), "__file__", None)
+        if file is not None:
+            files[module_name] = str(Path(file).resolve())
+    return data, files
+
+
+def _names_in(factory: object) -> list[str]:
+    """Modules of the class or function inside a functools.partial."""
+    function = getattr(factory, "func", None)
+    return [function.__module__] if function is not None else []
+
+
+def load_factory(data: bytes, files: dict[str, str]) -> Callable[[], StateMachine]:
+    """Return the factory that `pickle_factory` took, in another process."""
+
+    class Loader(pickle.Unpickler):
+        def find_class(self, module_name: str, name: str) -> Any:
+            if module_name in files and module_name not in sys.modules:
+                _load_file(module_name, files[module_name])
+            return super().find_class(module_name if module_name != "__main__" else "__mp_main__", name)
+
+    if "__main__" in files:
+        _load_file("__mp_main__", files["__main__"])
+    factory: Callable[[], StateMachine] = Loader(BytesIO(data)).load()
+    return factory
+
+
+def _load_file(module_name: str, file: str) -> ModuleType:
+    """Import a module by its name, or else (test modules often have none that can be imported) by its file."""
+    try:
+        return importlib.import_module(module_name)
+    except ImportError:
+        pass
+    specification = importlib.util.spec_from_file_location(module_name, file)
+    if specification is None or specification.loader is None:
+        raise ImportError(f"{file} cannot be loaded as {module_name}")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[module_name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def apply_logs(factory: Callable[[], StateMachine], logs: list[list[tuple[int, int, bytes]]]) -> Any:
+    """Apply every log to a machine of its own; returns per batch its results, as text, and the state after it."""
+    answers = []
+    for log in logs:
+        machine = factory()
+        of_log = []
+        for slot_begin, now_ns, block in log:
+            view = BlockView(block)
+            results = decode_results(BatchRun(machine, view, slot_begin, now_ns).finish(), len(view))
+            of_log.append(([repr(result) for result in results], state_of(machine)))
+        answers.append(of_log)
+    return answers
+
+
+def check_hash_order(
+    factory: Callable[[], StateMachine], logs: Sequence[Sequence[AppliedBatch]], hash_seeds: Sequence[int]
+) -> None:
+    """Apply the logs again, once in a process per hash seed. Raises Violation where anything differs.
+
+    Args:
+        factory: makes a fresh machine.
+        logs: what simulated clusters applied.
+        hash_seeds: values of PYTHONHASHSEED.
+    """
+    if not hash_seeds:
+        return
+    data, files = pickle_factory(factory)
+    plain = [[(batch.slot_begin, batch.now_ns, batch.block) for batch in log] for log in logs]
+    request = pickle.dumps((data, files, plain))
+    answers = _run_children(request, hash_seeds)
+    for hash_seed, of_seed in zip(hash_seeds, answers, strict=True):
+        for log, of_log in zip(logs, of_seed, strict=True):
+            _compare(log, of_log, hash_seed)
+
+
+def _run_children(request: bytes, hash_seeds: Sequence[int]) -> list[Any]:
+    """Run one process per hash seed, all at a time, and return what each one answers."""
+    answers: list[Any] = []
+    with ExitStack() as stack:
+        children = [stack.enter_context(_start_child(hash_seed)) for hash_seed in hash_seeds]
+        for child in children:
+            stack.callback(child.kill)
+        for hash_seed, child in zip(hash_seeds, children, strict=True):
+            output, errors = child.communicate(request, timeout=_CHILD_TIMEOUT_S)
+            if child.returncode:
+                text = errors.decode(errors="replace")
+                raise Violation(f"no replay with PYTHONHASHSEED={hash_seed}:\n{text}", checker="hash-order")
+            answers.append(pickle.loads(output))
+    return answers
+
+
+def _start_child(hash_seed: int) -> subprocess.Popen[bytes]:
+    paths = os.pathsep.join(path or os.curdir for path in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", "from fastpaxos.testing.replay import main; main()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": paths},
+    )
+
+
+def _compare(log: Sequence[AppliedBatch], answers: Any, hash_seed: int) -> None:
+    for batch, (results, state) in zip(log, answers, strict=True):
+        for offset, (ours, theirs) in enumerate(zip(map(repr, batch.results), results, strict=True)):
+            if ours != theirs:
+                raise Violation(
+                    f"the result of the command {BlockView(batch.block)[offset]!r} at slot {batch.slot_begin + offset} "
+                    f"is {ours} here and {theirs} in a process with PYTHONHASHSEED={hash_seed}: it depends on hash "
+                    f"order, or on something else of the process",
+                    checker="hash-order",
+                )
+        if batch.state != state:
+            raise Violation(
+                f"after the command {BlockView(batch.block)[len(batch.results) - 1]!r} at slot "
+                f"{batch.slot_begin + len(batch.results) - 1} the digest or the snapshot is another one in a process "
+                f"with PYTHONHASHSEED={hash_seed}: it depends on hash order, or on something else of the process",
+                checker="hash-order",
+            )
+
+
+def main() -> None:
+    """Be the child."""
+    output, sys.stdout = sys.stdout.buffer, sys.stderr  # a machine may print
+    data, files, logs = pickle.loads(sys.stdin.buffer.read())
+    answers = apply_logs(load_factory(data, files), logs)
+    output.write(pickle.dumps(answers))
