@@ -99,7 +99,7 @@ def test_a_snippet_must_stand_exactly_once(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text('"""A."""\n\nx = 1\ny = 1\n')
     assert "x = mutant(3)\n" in mutated_sources(tmp_path, [(3, Edit("a.py", "x = 1", "x = mutant(3)"))])["a.py"]
     for original in ("z = 1", " = 1"):
-        with pytest.raises(MutationError, match="mutant 3: a.py has"):
+        with pytest.raises(MutationError, match="mutant 3"):
             mutated_sources(tmp_path, [(3, Edit("a.py", original, "x = mutant(3)"))])
 
 

@@ -192,6 +192,9 @@ def run_mutants(
     outcomes: list[Outcome] = []
     kinds = {str(sorted(each.options.items(), key=str)): each.active for each in chosen if SIMULATION in each.layers}
 
+    def control(like: tuple[int, ...]) -> list[Outcome]:
+        return [runner.control(like)]
+
     def attempt(each: Mutant | Pair, number: int) -> list[Outcome]:
         found = []
         for layer in each.layers:
@@ -203,7 +206,7 @@ def run_mutants(
         return found
 
     with ThreadPoolExecutor(jobs) as pool:
-        controls = [pool.submit(lambda like=like: [runner.control(like)]) for like in ((), *kinds.values())]
+        controls = [pool.submit(control, like) for like in ((), *kinds.values())]
         runs = [pool.submit(attempt, each, number) for each in chosen for number in range(base_seeds)]
         for future in [*controls, *runs]:
             for outcome in future.result():
