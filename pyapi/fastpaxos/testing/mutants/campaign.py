@@ -82,9 +82,9 @@ class Runner:
         text = f"fails without the mutant as well ({control.checker}: {control.error})"
         return Outcome(active, layer, base_seed, "invalid", error=text, seconds=outcome.seconds, replay=control.replay)
 
-    def control(self, like: tuple[int, ...] = (), count: int = CONTROL_SEEDS) -> Outcome:
-        """Seeds without any mutant, with the settings of one: they must be clean."""
-        return self._simulate((), 0, count=count, like=like)
+    def control(self, count: int = CONTROL_SEEDS) -> Outcome:
+        """Seeds without any mutant: they must be clean."""
+        return self._simulate((), 0, count=count)
 
     def _environment(self, active: tuple[int, ...]) -> dict[str, str]:
         return {
@@ -190,10 +190,9 @@ def run_mutants(
     chosen = select(only)
     started = time.monotonic()
     outcomes: list[Outcome] = []
-    kinds = {str(sorted(each.options.items(), key=str)): each.active for each in chosen if SIMULATION in each.layers}
 
-    def control(like: tuple[int, ...]) -> list[Outcome]:
-        return [runner.control(like)]
+    def control() -> list[Outcome]:
+        return [runner.control()]
 
     def attempt(each: Mutant | Pair, number: int) -> list[Outcome]:
         found = []
@@ -206,9 +205,8 @@ def run_mutants(
         return found
 
     with ThreadPoolExecutor(jobs) as pool:
-        controls = [pool.submit(control, like) for like in ((), *kinds.values())]
         runs = [pool.submit(attempt, each, number) for each in chosen for number in range(base_seeds)]
-        for future in [*controls, *runs]:
+        for future in [*runs, pool.submit(control)]:
             for outcome in future.result():
                 outcomes.append(outcome)
                 progress(outcome)
