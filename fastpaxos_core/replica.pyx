@@ -200,6 +200,13 @@ cdef class Replica:
         self.phase1.sent_ns = 0
         self.learner.waits = False
 
+    def peer_committed(self, int peer, slot_t commit_index) -> None:
+        """A member says, outside the replica messages, that slots <= commit_index are committed: a reason to fetch.
+
+        A follower that cannot hear the leader learns from the answers to its pre-votes what it misses.
+        """
+        self.learner.hint(self._peer(peer), commit_index)
+
     def peer_disconnected(self, int peer) -> None:
         """The connection to a member broke."""
         cdef Peer found = self._peer(peer)

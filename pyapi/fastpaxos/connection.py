@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from fastpaxos.config import Address
-from fastpaxos.handshake import NO_CLUSTER, HandshakeRefusedError, Hello, check_hello
+from fastpaxos.handshake import NO_CLUSTER, HandshakeRefusedError, Hello, check_hello, check_sender
 from fastpaxos_core.errors import FrameError
 from fastpaxos_core.wire import Frame, FrameSplitter, FrameType, parse_mapping
 
@@ -254,17 +254,7 @@ class Connection(asyncio.BufferedProtocol):
         for frame in frames:
             if self.closed or on_frame is None:
                 return
-            if (
-                frame.incarnation != incarnation
-                or frame.boot != boot
-                or frame.sender != sender
-                or (is_peer and frame.cluster_id != cluster_id)
-            ):
-                raise FrameError(
-                    f"a frame of another sender than the hello: {frame!r}, incarnation {frame.incarnation}, cluster "
-                    f"{frame.cluster_id.hex()}; expected node {sender}, incarnation {incarnation}, boot {boot}, "
-                    f"cluster {cluster_id.hex()}"
-                )
+            check_sender(frame, sender, incarnation, boot, cluster_id if is_peer else None)
             on_frame(frame)
 
 

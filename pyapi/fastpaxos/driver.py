@@ -40,7 +40,10 @@ INLINE_WRITE_BYTES_MAX = 64 * 1024
 class JournalStorage(Protocol):
     """Where journal writes go. See `fastpaxos.storage`."""
 
-    recent_sync_ns: int
+    @property
+    def recent_sync_ns(self) -> int:
+        """How long syncs took lately, in nanoseconds."""
+        ...
 
     def write_inline(self, write: JournalWrite) -> None:
         """Write and sync on this thread. Raises OSError; the node must stop then."""

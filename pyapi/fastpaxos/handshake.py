@@ -10,8 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastpaxos_core.errors import FastPaxosError, FrameError
+from fastpaxos_core.wire import Frame
 
-__all__ = ["PROTOCOL_MAX", "PROTOCOL_MIN", "HandshakeRefusedError", "Hello", "Identity", "check_hello", "check_peer"]
+__all__ = [
+    "PROTOCOL_MAX",
+    "PROTOCOL_MIN",
+    "BootLedger",
+    "HandshakeRefusedError",
+    "Hello",
+    "Identity",
+    "check_hello",
+    "check_peer",
+    "check_sender",
+]
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
@@ -166,6 +177,41 @@ def check_peer(own: Identity, hello: Hello, cluster: Mapping[int, str], expected
             "incarnation",
             f"node {hello.node_id} was founded with incarnation {incarnation} but now has {hello.incarnation}: its "
             f"data directory was lost or replaced, and it must not vote again under its old id",
+        )
+
+
+class BootLedger:
+    """The newest start of each member that was met. An older one, or a second process at the same one, is a copy."""
+
+    def __init__(self) -> None:
+        self._newest: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def check(self, hello: Hello) -> None:
+        """Take in the hello of a member. Raises HandshakeRefusedError if it runs on a copy of a directory."""
+        key = (hello.node_id, hello.incarnation)
+        boot, run = self._newest.get(key, (0, 0))
+        if hello.boot < boot or (hello.boot == boot and hello.run != run):
+            another = "another process at " if hello.boot == boot else ""
+            raise HandshakeRefusedError(
+                "boot",
+                f"node {hello.node_id} says it is at boot {hello.boot}, but {another}boot {boot} of it was here "
+                f"already; it may run on a copy of that node's data directory",
+            )
+        self._newest[key] = (hello.boot, hello.run)
+
+
+def check_sender(frame: Frame, sender: int, incarnation: int, boot: int, cluster_id: bytes | None) -> None:
+    """Every frame of a connection names who said hello on it; `cluster_id` None is not looked at. Raises FrameError."""
+    if (
+        frame.incarnation != incarnation
+        or frame.boot != boot
+        or frame.sender != sender
+        or (cluster_id is not None and frame.cluster_id != cluster_id)
+    ):
+        raise FrameError(
+            f"a frame of another sender than the hello: {frame!r}, incarnation {frame.incarnation}, cluster "
+            f"{frame.cluster_id.hex()}; expected node {sender}, incarnation {incarnation}, boot {boot}, "
+            f"cluster {cluster_id.hex() if cluster_id is not None else 'any'}"
         )
 
 

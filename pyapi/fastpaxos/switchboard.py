@@ -193,6 +193,9 @@ class Switchboard:
         if op in ELECTION_OPS:
             if peer in self._live_peers and self.election is not None:
                 self._carry_out(self.election.receive(peer, message, self._clock_ns()))
+                if self.replica is not None and "commit_index" in message:
+                    # Whoever cannot hear the leader asks for votes, and learns from the answers what it misses.
+                    self.replica.peer_committed(peer, message["commit_index"])
                 self._wake()
         elif op == "founding":
             self._founding.control(peer, message)

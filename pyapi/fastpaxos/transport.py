@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from fastpaxos.config import Address, NodeConfig, parse_address
 from fastpaxos.connection import Connection
-from fastpaxos.handshake import HandshakeRefusedError, Hello, Identity, check_peer, check_protocol
+from fastpaxos.handshake import BootLedger, HandshakeRefusedError, Hello, Identity, check_peer, check_protocol
 from fastpaxos.open_files import raise_open_files
 from fastpaxos_core.errors import ConfigError, FrameError
 from fastpaxos_core.wire import Frame, FrameSplitter, FrameType, FrameWriter, parse_mapping
@@ -120,7 +120,7 @@ class Transport:
         self.refusals: dict[int, str] = {}
         """{peer: message} of the last refusal, until a connection stands. A node that cannot start shows them."""
         self._strangers: set[Connection] = set()
-        self._boots: dict[tuple[int, int], tuple[int, int]] = {}
+        self._boots = BootLedger()
         self._random = random
         self._clock_ns = clock_ns
         self._log = RateLimitedLog()
@@ -271,21 +271,8 @@ class Transport:
             connection.send([self.writer.hello(self.handler.client_hello())])
             return
         check_peer(own, hello, self.config.cluster, dialed_peer)
-        self._check_boot(hello)
+        self._boots.check(hello)
         self._accept_peer(connection, hello, answer=not dialed_peer)
-
-    def _check_boot(self, hello: Hello) -> None:
-        """Each start of a member counts one boot more: an older one, or a second process at the same one, is a copy."""
-        key = (hello.node_id, hello.incarnation)
-        boot, run = self._boots.get(key, (0, 0))
-        if hello.boot < boot or (hello.boot == boot and hello.run != run):
-            another = "another process at " if hello.boot == boot else ""
-            raise HandshakeRefusedError(
-                "boot",
-                f"node {hello.node_id} says it is at boot {hello.boot}, but {another}boot {boot} of it was here "
-                f"already; it may run on a copy of that node's data directory",
-            )
-        self._boots[key] = (hello.boot, hello.run)
 
     def _accept_peer(self, connection: Connection, hello: Hello, *, answer: bool) -> None:
         peer = hello.node_id

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from fastpaxos.testing import LoneReplica, batch
-from fastpaxos.testing.node import parse_write
+from fastpaxos.testing.journal_view import parse_write
 from fastpaxos_core.ballot import pack_ballot
 from fastpaxos_core.block import build_block
 from fastpaxos_core.errors import ConfigError

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from .checkers import JournalEntry, ProtocolChecker, Value
+from .checkers import ProtocolChecker
 from .clients import ClientOptions, SimClient
 from .cluster import SimCluster
 from .disk import SimDisk, SimulatedCrash
 from .history import ClientHistory, LogModel, Read, Violation, Write
+from .journal_view import JournalEntry, Value
 from .lone import LoneReplica, batch
 from .network import LinkOptions, SimNetwork
 from .node import SimNode
 from .options import DiskOptions, NemesisOptions, SimOptions
 from .schedule import Schedule
+from .swarm import draw_options
 
 __all__ = [
     "ClientHistory",
@@ -36,4 +38,5 @@ __all__ = [
     "Violation",
     "Write",
     "batch",
+    "draw_options",
 ]

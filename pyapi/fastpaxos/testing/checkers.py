@@ -16,40 +16,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 
 from fastpaxos_core.block import BlockView
+from fastpaxos_core.founding import FoundingRecord
 
 from .history import BLOCK_COMMANDS, BLOCK_CONTROL, LogModel, Violation
+from .journal_view import JournalEntry, Value
 
-__all__ = ["DurableImage", "JournalEntry", "ProtocolChecker", "Value"]
+__all__ = ["DurableImage", "ProtocolChecker"]
 
 _BATCH_UNKNOWN = 2
-
-
-class Value(NamedTuple):
-    """Names one value: the slots it fills and its CRC, which covers slots, timestamp and block."""
-
-    slot_begin: int
-    slot_end: int
-    value_crc: int
-
-    def __str__(self) -> str:
-        return f"[{self.slot_begin}, {self.slot_end}) {self.value_crc:#010x}"
-
-
-class JournalEntry(NamedTuple):
-    """One batch record of a journal. `learned` marks a batch that was fetched as committed: no vote."""
-
-    value: Value
-    ballot: int
-    timestamp_ns: int
-    learned: bool
-    block: bytes
 
 
 @dataclass
@@ -63,6 +44,10 @@ class DurableImage:
     """Every (ballot, value) that was ever durably accepted."""
     prefix: int = 0
     """Slots <= it are on this disk with the chosen value."""
+    is_damaged: bool = False
+    """Something on this disk rotted or was lost: it may know less than it did, and must say so."""
+    may_vote: bool = True
+    """False once the promises of this disk are lost."""
 
     def put(self, entry: JournalEntry) -> None:
         """Add an entry as recovery does: what it overlaps goes, whole."""
@@ -101,7 +86,14 @@ class ProtocolChecker:
         sessions_max: size of the replicated session table.
     """
 
-    def __init__(self, members: Iterable[int], phase1_size: int, phase2_size: int, sessions_max: int) -> None:
+    def __init__(
+        self,
+        members: Iterable[int],
+        phase1_size: int,
+        phase2_size: int,
+        sessions_max: int,
+        marks: defaultdict[str, int] | None = None,
+    ) -> None:
         self.members = tuple(members)
         self.phase1_size = phase1_size
         self.phase2_size = phase2_size
@@ -113,7 +105,7 @@ class ProtocolChecker:
         """Per slot the chosen value and the lowest ballot in which it is known to be chosen."""
         self.proposals: dict[int, dict[int, Value]] = defaultdict(dict)
         """Per ballot and slot what was proposed."""
-        self.marks: dict[str, int] = defaultdict(int)
+        self.marks: defaultdict[str, int] = defaultdict(int) if marks is None else marks
         """How often interesting things happened, to see that a campaign is not vacuous."""
         self._values: dict[Value, tuple[int, bytes]] = {}
         self._voters: dict[tuple[int, Value], set[int]] = defaultdict(set)
@@ -122,8 +114,11 @@ class ProtocolChecker:
         self._ballot_owner: dict[int, tuple[int, int]] = {}
         self._promised_by: dict[int, set[int]] = defaultdict(set)
         self._promise_parts: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+        self.founding: FoundingRecord | None = None
+        self.founded_nodes: set[int] = set()
+        self._boots: dict[tuple[int, int], int] = {}
         self._observed = {node: _Observed() for node in self.members}
-        self._digests: dict[int, bytes] = {}
+        self._digests: dict[int, object] = {}
 
     # Disk
 
@@ -150,29 +145,79 @@ class ProtocolChecker:
                 self._count_vote(node, entry)
         self._advance_prefix(image)
 
-    def recovered(self, node: int, promised_ballot: int, commit_index: int, entries: Iterable[JournalEntry]) -> None:
-        """`node` was started; its journal gave back this promise, commit_index and the entries above commit_index."""
-        image = self.images[node]
-        if promised_ballot < image.promised_ballot:
+    def started(self, node: int, incarnation: int, boot: int) -> None:
+        """A process of `node` begins; its identity file says so durably."""
+        newest = self._boots.get((node, incarnation), 0)
+        if boot <= newest:
+            raise Violation(f"node {node} starts with boot {boot}, boot {newest} was used already", checker="boot")
+        self._boots[node, incarnation] = boot
+
+    def founded(self, node: int, incarnation: int, record: FoundingRecord) -> None:
+        """`node` takes part in the cluster of this founding record, which its disk holds."""
+        if self.founding is None:
+            self.founding = record
+        self.founded_nodes.add(node)
+        if record.digest != self.founding.digest:
+            raise Violation(f"node {node} takes part in another cluster: {record}, {self.founding}", checker="founding")
+        if record.members.get(node) != incarnation:
             raise Violation(
-                f"node {node} recovered promised ballot {promised_ballot}, {image.promised_ballot} was durable"
+                f"node {node} takes part with incarnation {incarnation}, the record lists {record.members}",
+                checker="founding",
+            )
+
+    def damaged(self, node: int) -> None:
+        """Bits of this node's disk rotted: it may call unknown what it held, and must not miss it silently."""
+        self.images[node].is_damaged = True
+
+    def recovered(
+        self,
+        node: int,
+        promised_ballot: int | None,
+        commit_index: int,
+        entries: Iterable[JournalEntry],
+        unknown: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """`node` was started; its journal gave back this promise (None: unknown), commit_index, the entries above
+        commit_index, and the ranges [begin, end) of which it knows nothing."""
+        image = self.images[node]
+        if promised_ballot is None:
+            image.may_vote = False
+            promised_ballot = image.promised_ballot
+        elif promised_ballot < image.promised_ballot:
+            raise Violation(
+                f"node {node} recovered promised ballot {promised_ballot}, {image.promised_ballot} was durable",
+                checker="recovery",
             )
         self._check_commit(node, commit_index, "recovered")
         found: dict[int, JournalEntry] = {}
         for entry in entries:
             if (entry.ballot, entry.value, entry.learned) not in self._written[node]:
-                raise Violation(f"node {node} recovered {entry.value} of ballot {entry.ballot}, which it never wrote")
+                raise Violation(
+                    f"node {node} recovered {entry.value} of ballot {entry.ballot}, which it never wrote",
+                    checker="recovery",
+                )
             for slot in range(entry.value.slot_begin, entry.value.slot_end):
                 found[slot] = entry
+        lost: list[JournalEntry] = []
         for slot, old in sorted(image.by_slot.items()):
+            if slot <= commit_index:
+                continue
             new = found.get(slot)
-            if slot > commit_index and not self._survives(old, new, found):
-                raise Violation(f"node {node} lost the durable batch {old.value} of ballot {old.ballot} (found {new})")
+            if self._survives(old, new, found):
+                continue
+            if not image.is_damaged or not any(begin <= slot < end for begin, end in unknown):
+                raise Violation(
+                    f"node {node} lost the durable batch {old.value} of ballot {old.ballot} (found {new}, unknown "
+                    f"{unknown})",
+                    checker="recovery",
+                )
+            lost.append(old)
         image.promised_ballot = promised_ballot
         for slot in [slot for slot in image.by_slot if slot > commit_index]:
             del image.by_slot[slot]
         self._recover_committed(node, image, commit_index)
-        for entry in dict.fromkeys(found.values()):
+        # What rotted stays in the image: the node owes an "unknown" there until something newer displaces it.
+        for entry in [*dict.fromkeys(lost), *dict.fromkeys(found.values())]:
             image.put(entry)
             if not entry.learned:
                 self._count_vote(node, entry)
@@ -270,12 +315,16 @@ class ProtocolChecker:
     def _sent_promise(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
         ballot = message["ballot"]
         image = self.images[node]
+        self._check_may_vote(node, image)
         if image.promised_ballot < ballot:
             raise Violation(f"node {node} sends Promise {ballot} while its disk promises {image.promised_ballot}")
         for entry in message["entries"]:
             value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
             if entry["flags"] & _BATCH_UNKNOWN:
-                raise Violation(f"node {node} calls {value} unknown, but its disk is sound")
+                if not image.is_damaged:
+                    raise Violation(f"node {node} calls {value} unknown, but its disk is sound")
+                self.marks["promise_with_unknown"] += 1
+                continue
             if (entry["ballot"], value) not in image.votes and not self._learned(image, value):
                 raise Violation(f"node {node} promises {ballot} with {value} of ballot {entry['ballot']}, not on disk")
             if entry["ballot"] > ballot:
@@ -300,7 +349,14 @@ class ProtocolChecker:
             (entry["ballot"], Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"]))
             for part in parts
             for entry in part["entries"]
+            if not entry["flags"] & _BATCH_UNKNOWN
         }
+        unknown = [
+            (entry["slot_begin"], entry["slot_end"])
+            for part in parts
+            for entry in part["entries"]
+            if entry["flags"] & _BATCH_UNKNOWN
+        ]
         first = max(parts[0]["slot_begin"], parts[0]["commit_index"] + 1)
         for slot, entry in self.images[node].by_slot.items():
             if (
@@ -308,6 +364,7 @@ class ProtocolChecker:
                 and entry.ballot < ballot
                 and not entry.learned
                 and (entry.ballot, entry.value) not in listed
+                and not any(begin <= slot < end for begin, end in unknown)
             ):
                 raise Violation(
                     f"node {node} promises {ballot} from slot {first} and leaves out {entry.value} of ballot "
@@ -344,8 +401,14 @@ class ProtocolChecker:
             if operation["op"] == "open_session" and bytes(operation["nonce"]) not in self.submitted_nonces:
                 raise Violation(f"ballot {ballot} proposes a session that no client asked for: {operation}")
 
+    @staticmethod
+    def _check_may_vote(node: int, image: DurableImage) -> None:
+        if not image.may_vote:
+            raise Violation(f"node {node} votes, but its promises are lost")
+
     def _sent_accepted(self, node: int, _boot: int, message: Mapping[str, Any], _promised: int) -> None:
         image = self.images[node]
+        self._check_may_vote(node, image)
         for entry in message["entries"]:
             value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
             if (message["ballot"], value) not in image.votes:
@@ -419,7 +482,7 @@ class ProtocolChecker:
             self._check_commit(node, commit_index, "reached")
         last.promised_ballot, last.commit_index, last.applied_index = promised_ballot, commit_index, applied_index
 
-    def applied(self, node: int, slot_begin: int, slot_end: int, view: BlockView, digest: bytes) -> None:
+    def applied(self, node: int, slot_begin: int, slot_end: int, view: BlockView, digest: object) -> None:
         """The state machine of `node` applied the commands of `view`; `digest` is that of its state after them."""
         last = self._observed[node]
         if last.applied_entries >= len(self.log.applied):

@@ -11,7 +11,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgpack
+
 from fastpaxos_core.block import build_block
+from fastpaxos_core.errors import FrameError
 from fastpaxos_core.results import decode_results
 from fastpaxos_core.wire import (
     Frame,
@@ -24,6 +27,7 @@ from fastpaxos_core.wire import (
 )
 
 from .history import ClientHistory, Read, Violation, Write
+from .network import parse_frames
 from .schedule import MILLISECOND_NS, Schedule
 
 if TYPE_CHECKING:
@@ -53,6 +57,8 @@ class ClientOptions:
     retry_ns: int = 400 * MILLISECOND_NS
     duplicate: float = 0.0
     """Probability that a block is sent again at once, perhaps to another node."""
+    frames_rot: bool = False
+    """Frames may arrive damaged, so that a node may call a good block malformed."""
     reopen: float = 0.0
     """Probability per operation that the client closes its session when all is answered, and opens another."""
 
@@ -66,8 +72,8 @@ class ClientHost(Protocol):
     def node_ids(self) -> list[int]:
         """All nodes, reachable or not."""
 
-    def send_from_client(self, client: SimClient, node: int, data: bytes) -> None:
-        """Carry one frame to a node; it may be lost."""
+    def send_from_client(self, client: int, node: int, epoch: int, data: bytes, frame: Frame) -> None:
+        """Carry one frame to a node; it may be lost. `client` is its address, below 0; `epoch` 0: no connection."""
 
     def note_submitted(self, block: bytes) -> None:
         """A client is about to send this block for the first time."""
@@ -102,6 +108,7 @@ class SimClient:
         self.sessions_lost: list[tuple[int, int]] = []
         """(session id, time) of every answer that a session is unknown."""
         self._closing = False
+        self._opening: set[int] = set()
         self._next_sequence = 1
         self._next_request = 1
         self._command_number = 0
@@ -163,7 +170,7 @@ class SimClient:
         self.host.history.reads.append(read)
         query_id = self._request_number()
         self.read_waiting[query_id] = read
-        self._send(self.target, self._writer.query(query_id, b"count"))
+        self._send(self.target, self._writer.query(query_id, b""))
 
     def _submit(self, first_sequence: int, node: int) -> None:
         attempted = self.unanswered[first_sequence]
@@ -174,6 +181,7 @@ class SimClient:
 
     def _new_session(self) -> None:
         self._closing = False
+        self._opening.clear()
         self.session_id = 0
         self.nonce = self._random.randbytes(16)
         self._next_sequence = 1
@@ -181,22 +189,25 @@ class SimClient:
         self._open()
 
     def _open(self) -> None:
-        self._control({"op": "open_session", "nonce": self.nonce})
+        self._opening.add(self._control({"op": "open_session", "nonce": self.nonce}))
 
     def _close_if_idle(self) -> None:
         if self._closing and not self.unanswered and self.session_id:
             self._control({"op": "close_session", "session_id": self.session_id})
 
-    def _control(self, message: dict[str, Any]) -> None:
+    def _control(self, message: dict[str, Any]) -> int:
         self._sent_ns = self.host.schedule.now_ns
-        self._send(self.target, self._writer.control({**message, "request_id": self._request_number()}))
+        request_id = self._request_number()
+        self._send(self.target, self._writer.control({**message, "request_id": request_id}))
+        return request_id
 
     def _request_number(self) -> int:
         self._next_request += 1
         return self._next_request
 
     def _send(self, node: int, data: bytes) -> None:
-        self.host.send_from_client(self, node, data)
+        [(_, frame)] = parse_frames(data)
+        self.host.send_from_client(-self.number, node, 0, data, frame)
 
     # Retries
 
@@ -234,6 +245,13 @@ class SimClient:
 
     def receive(self, node: int, frame: Frame) -> None:
         """One frame from a node."""
+        try:
+            self._dispatch(node, frame)
+        except FrameError:
+            if not self.options.frames_rot:
+                raise
+
+    def _dispatch(self, node: int, frame: Frame) -> None:
         if frame.type == FrameType.REPLY:
             self._handle_reply(node, frame)
         elif frame.type == FrameType.QUERY_REPLY:
@@ -249,6 +267,10 @@ class SimClient:
             return
         attempted = self.unanswered[reply.first_sequence]
         write = attempted.write
+        if reply.status == ReplyStatus.MALFORMED and self.options.frames_rot:
+            # A bit flipped on the way, and the node noticed: the next attempt may arrive whole.
+            self._resend_later(_RESEND_PAUSE_NS)
+            return
         if reply.status in _REFUSED_FOR_NOW:
             if reply.status == ReplyStatus.NOT_LEADER:
                 self._redirect(node, reply.leader_hint)
@@ -297,18 +319,20 @@ class SimClient:
             return
         if reply.status == ReplyStatus.OK:
             read.answered_ns = self.host.schedule.now_ns
-            read.count = int.from_bytes(reply.result, "little")
+            _, read.count, _ = msgpack.unpackb(reply.result)
         elif reply.status == ReplyStatus.NOT_LEADER:
             self._redirect(node, reply.leader_hint)
 
     def _handle_control(self, node: int, message: dict[str, Any]) -> None:
         operation = message["op"]
         if operation == "session_opened":
-            if message["nonce"] == self.nonce and not self.session_id:
+            if message["request_id"] in self._opening and not self.session_id:
                 self.session_id = message["session_id"]
                 self._next_sequence = 1
         elif operation == "session_closed":
             if message["session_id"] == self.session_id and self._closing:
                 self._new_session()
+        elif operation == "refused":
+            raise Violation(f"{self.name} was refused: {message}")
         elif operation == "error" and message["status"] == ReplyStatus.NOT_LEADER:
             self._redirect(node, message["leader_id"])

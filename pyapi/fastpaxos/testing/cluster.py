@@ -1,7 +1,8 @@
 """`SimCluster`: a whole cluster in one thread, in virtual time, from one seed.
 
-Real Replica, Journal and Election code; simulated network, disks, clocks and clients; a nemesis that breaks things, and
-checkers that see everything (`checkers.py`, `history.py`). The same seed and options give the same run, event by event.
+Shipped code in every node and in the session clients; simulated network, disks, clocks and event loops; a nemesis that
+breaks things, and checkers that see everything (`checkers.py`, `history.py`). The same seed and options give the same
+run, event by event, on every build.
 
     cluster = SimCluster(seed=7)
     cluster.run()                # trouble, then calm; raises Violation when a property is broken
@@ -10,15 +11,15 @@ checkers that see everything (`checkers.py`, `history.py`). The same seed and op
 
 from __future__ import annotations
 
-import sys
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fastpaxos
-import fastpaxos_core
+from fastpaxos.handshake import HandshakeRefusedError
+from fastpaxos.statemachine import StateMachine, load_machine
+from fastpaxos_core.errors import ConfigError, CorruptionError
 from fastpaxos_core.wire import Frame
 
 from .checkers import ProtocolChecker
@@ -30,6 +31,10 @@ from .network import LinkOptions, SimNetwork
 from .node import SimNode
 from .options import DiskOptions, SimOptions
 from .schedule import MILLISECOND_NS, Schedule
+from .swarm import draw_options
+
+if TYPE_CHECKING:
+    from .connections import ClientLink
 
 __all__ = ["SimCluster"]
 
@@ -43,26 +48,43 @@ class SimCluster:
     Args:
         seed: everything random comes from it.
         options: what is done to the cluster; drawn from the seed when left out.
+        make_machine: makes the state machine of every node; `options.machine` says which when left out.
+
+    Attributes:
+        marks: how often interesting things happened, to see that a campaign is not vacuous.
+        violation: what a checker found where nothing could be raised; raised at the end of the event.
+        core: the nodes that must be alive and equal in the end; set by `settle`.
     """
 
-    def __init__(self, seed: int, options: SimOptions | None = None) -> None:
+    def __init__(
+        self, seed: int, options: SimOptions | None = None, make_machine: Callable[[], StateMachine] | None = None
+    ) -> None:
         self.seed = seed
         self.random = Random(seed)
-        self.options = options if options is not None else SimOptions.swarm(self.random)
+        self.options = options if options is not None else draw_options(seed)
+        self.make_machine = make_machine or load_machine(self.options.machine)
         self.schedule = Schedule(self.random)
-        self.cluster_id = self.random.randbytes(16)
         self.members = list(range(1, self.options.nodes + 1))
         majority = self.options.nodes // 2 + 1
         self.phase1_size = self.options.phase1_quorum or majority
         self.phase2_size = self.options.phase2_quorum or majority
-        self.checker = ProtocolChecker(self.members, self.phase1_size, self.phase2_size, self.options.sessions_max)
+        self.losses_max = self.options.nodes - max(self.phase1_size, self.phase2_size)
+        """How many nodes may be lost for ever while the others go on."""
+        self.marks: defaultdict[str, int] = defaultdict(int)
+        self.checker = ProtocolChecker(
+            self.members, self.phase1_size, self.phase2_size, self.options.sessions_max, self.marks
+        )
         self.history = ClientHistory()
         self.network = SimNetwork(self.schedule, self.options.links, self._deliver)
         self.client_network = SimNetwork(self.schedule, self.options.client_links, self._deliver_client)
         self.disk_options = self.options.disk
+        self.violation: BaseException | None = None
         self.trace_digest = 0
         """Checksum over every frame sent, with time and direction: equal for equal runs."""
+        self.trace: Callable[[str], None] | None = None
+        """Told a line about everything that happens, for the trace of a failure."""
         self.settled_after_ns = 0
+        self.core: list[int] = list(self.members)
         self._connections: dict[tuple[int, int], int] = {}
         self._connecting: set[tuple[int, int]] = set()
         self._epoch = 0
@@ -81,69 +103,115 @@ class SimCluster:
         """Trouble for `duration_ns`, then calm until everybody agrees; then judge the whole history."""
         self.nemesis.start()
         self.schedule.run_until(self.options.duration_ns)
-        self.settle()
-        self.check()
+        if self.settle():
+            self.check()
+        else:
+            self.history.check(self.checker.log)
 
     def run_for(self, duration_ns: int) -> None:
         """Let virtual time pass."""
         self.schedule.run_until(self.schedule.now_ns + duration_ns)
 
-    def settle(self, election_timeouts: int = 40) -> None:
-        """End all trouble; the cluster must commit again and converge within so many election timeouts."""
+    def settle(self, election_timeouts: int = 40) -> bool:
+        """End all trouble in the core; it must commit again and converge within so many election timeouts.
+
+        The core is every node whose disk can be trusted, or (`options.core_only`) a random quorum of them; all other
+        nodes stay as they are. Returns False, and demands nothing, where faults took more than the cluster can lose.
+        """
         self.nemesis.stop()
-        self.network.heal()
-        self.network.options = self.client_network.options = LinkOptions()
-        self.disk_options = DiskOptions()
-        for node in self.nodes.values():
-            if not node.running:
-                self.start_node(node.node_id)
-            elif node.paused:
-                node.resume()
+        self.core = self._choose_core()
+        if len(self.core) < max(self.phase1_size, self.phase2_size):
+            self.note("no quorum of sound disks is left: the cluster may halt")
+            self.marks["may_halt"] += 1
+            return False
+        self._heal_core()
         start_ns = self.schedule.now_ns
         bound_ns = election_timeouts * self.options.election_timeout_ms * MILLISECOND_NS
         commands = self.checker.log.commands
         if not self.schedule.run_until(start_ns + bound_ns // 2, lambda: self.checker.log.commands > commands):
-            raise Violation(f"no command was committed for {bound_ns // 2 // MILLISECOND_NS} ms after all was healed")
+            raise Violation(
+                f"no command was committed for {bound_ns // 2 // MILLISECOND_NS} ms after the core {self.core} was "
+                f"healed: {self._unrest()}",
+                checker="liveness",
+            )
         self.settled_after_ns = self.schedule.now_ns - start_ns
         for client in self.clients.values():
             client.stop()
         if not self.schedule.run_until(start_ns + bound_ns, self._is_quiet):
-            raise Violation(f"the cluster did not converge within {bound_ns // MILLISECOND_NS} ms: {self._unrest()}")
+            raise Violation(
+                f"the core {self.core} did not converge within {bound_ns // MILLISECOND_NS} ms: {self._unrest()}",
+                checker="convergence",
+            )
+        return True
+
+    def _choose_core(self) -> list[int]:
+        if self.options.nemesis.rot_where == "everywhere" and self.marks["rot"]:
+            return []
+        striped = self.options.nemesis.rot_where == "striped"
+        sound = [node.node_id for node in self.nodes.values() if not node.is_lost and (striped or not node.is_damaged)]
+        is_founded = len(self.checker.founded_nodes) == len(self.members)
+        if not self.options.core_only or striped or not is_founded:
+            return sound
+        least = max(self.phase1_size, self.phase2_size)
+        if len(sound) < least:
+            return sound
+        return sorted(self.random.sample(sound, self.random.randint(least, len(sound))))
+
+    def _heal_core(self) -> None:
+        self.note(f"the core {self.core} is healed")
+        for source in self.core:
+            for target in self.core:
+                self.network.heal_link(source, target)
+        if len(self.core) == len(self.members):
+            self.network.options = LinkOptions()
+        self.network.calm = frozenset(self.core)
+        self.client_network.options = LinkOptions()
+        self.disk_options = DiskOptions(inline=self.options.disk.inline)
+        for node_id in self.core:
+            node = self.nodes[node_id]
+            node.disk.heal()
+            node.effects_left = None
+            if not node.running:
+                self.start_node(node_id)
+            elif node.paused:
+                node.resume()
 
     def check(self) -> None:
-        """Judge what clients were told, and that all replicas are equal. For a settled cluster."""
+        """Judge what clients were told, and that the core's replicas are equal. For a settled cluster."""
         self.history.check(self.checker.log)
-        for node in self.nodes.values():
+        core = [self.nodes[node_id] for node_id in self.core]
+        for node in core:
+            node.look()
             self.checker.check_caught_up(node.node_id)
-        states = {
-            (node.machine.digest, node.machine.count, node.replica.sessions.digest()) for node in self.nodes.values()
-        }
+        states = {(node.machine.digest(), node.replica.sessions.digest()) for node in core if node.replica is not None}
         if len(states) != 1:
-            raise Violation(f"replicas ended in {len(states)} different states")
-        if self.nodes[1].machine.count != self.checker.log.commands:
-            raise Violation(
-                f"{self.nodes[1].machine.count} commands applied, {self.checker.log.commands} are in the log"
-            )
+            raise Violation(f"replicas ended in {len(states)} different states", checker="digests")
         for client in self.clients.values():
             for session_id, _ in client.sessions_lost:
                 if session_id not in self.checker.log.ended:
-                    raise Violation(f"{client.name} was told that session {session_id} is unknown; it never ended")
+                    raise Violation(
+                        f"{client.name} was told that session {session_id} is unknown; it never ended",
+                        checker="sessions",
+                    )
 
     def _is_quiet(self) -> bool:
-        log = self.checker.log
-        return (
-            all(client.is_idle for client in self.clients.values())
-            and any(node.replica.role == "leader" and node.replica.is_ready for node in self.nodes.values())
-            and all(
-                node.replica.commit_index == log.end_slot - 1 == node.replica.applied_index
-                for node in self.nodes.values()
-            )
-        )
+        end = self.checker.log.end_slot - 1
+        if not all(client.is_idle for client in self.clients.values()):
+            return False
+        ready = 0
+        for node_id in self.core:
+            replica = self.nodes[node_id].replica
+            if replica is None or replica.commit_index != end or replica.applied_index != end:
+                return False
+            ready += replica.is_ready
+        return ready > 0 or any(node.is_ready() for node in self.nodes.values())
 
     def _unrest(self) -> str:
         nodes = [
-            f"node {node.node_id} {node.replica.role} commit {node.replica.commit_index} applied "
+            f"{node!r} {node.replica.role} ballot {node.replica.ballot} commit {node.replica.commit_index} applied "
             f"{node.replica.applied_index} promised {node.replica.promised_ballot}"
+            if node.replica is not None
+            else f"{node!r} stopped by {node.stopped_by}"
             for node in self.nodes.values()
         ]
         clients = [
@@ -153,10 +221,14 @@ class SimCluster:
         ]
         return "; ".join([f"chosen {self.checker.log.end_slot - 1}", *nodes, *clients])
 
+    def note(self, text: str) -> None:
+        """Something happened that a reader of the trace wants to know."""
+        if self.trace is not None:
+            self.trace(f"{self.schedule.now_ns / MILLISECOND_NS:12.3f} ms  {text}")
+
     def replay_command(self) -> str:
-        """The command that runs this seed again on this build, if its options were drawn from it."""
-        folders = {str(Path(package.__file__ or "").parents[1]) for package in (fastpaxos, fastpaxos_core)}
-        return f"PYTHONPATH={':'.join(sorted(folders))} {sys.executable} -m fastpaxos.testing --seed {self.seed}"
+        """The command that runs this seed again, if its options were drawn from it."""
+        return f"fastpaxos sim replay {self.seed}"
 
     def report(self) -> dict[str, Any]:
         """Figures of the run, to see that it was not vacuous."""
@@ -171,10 +243,13 @@ class SimCluster:
             "session_evicted": self.checker.log.evictions,
             "frame_lost": self.network.frames_lost,
             "frame_replayed": self.network.frames_replayed,
+            "frame_duplicated": self.network.frames_duplicated,
+            "frame_reordered": self.network.frames_reordered,
+            "frame_corrupted": self.network.frames_corrupted + self.client_network.frames_corrupted,
             "ballots": len(self.checker.proposals),
             "settled_ms": self.settled_after_ns // MILLISECOND_NS,
             "trace": self.trace_digest,
-            **self.checker.marks,
+            **self.marks,
         }
 
     # Nodes
@@ -183,34 +258,72 @@ class SimCluster:
         """Start a node that is down; with `crash_at` it may die at that disk operation of its recovery."""
         node = self.nodes[node_id]
         node.disk.crash_at = None if crash_at is None else node.disk.operations + crash_at
+        self.note(f"node {node_id} starts")
         try:
             node.start()
         except SimulatedCrash:
-            self.checker.marks["crash_in_recovery"] += 1
+            self.marks["crash_in_recovery"] += 1
+            self.note(f"node {node_id} crashes while it recovers")
             node.crash()
             return False
+        if self.violation is not None:
+            raise self.violation
         node.disk.crash_at = None
         for peer in self.members:
-            if peer != node_id and self.nodes[peer].running:
+            if peer != node_id and self.nodes[peer].running and node.running:
                 self._connect_later(node_id, peer)
-        return True
+        return node.running
 
     def crash_node(self, node_id: int) -> None:
         """Kill a node and cut the power of its disk; its peers notice after a while."""
-        self.checker.marks["crash"] += 1
-        node = self.nodes[node_id]
-        if node.replica.role == "leader":
-            self.checker.marks["crash_of_leader"] += 1
-        peers = list(node.peer_epoch)
-        node.crash()
+        self.marks["crash"] += 1
+        self.note(f"node {node_id} loses its power")
+        self._end(self.nodes[node_id], self.nodes[node_id].crash)
+
+    def kill_node(self, node_id: int) -> None:
+        """Kill a process; its disk goes on showing what it wrote."""
+        self.marks["kill"] += 1
+        self.note(f"node {node_id} is killed")
+        self._end(self.nodes[node_id], self.nodes[node_id].kill)
+
+    def power_failed(self, node: SimNode) -> None:
+        """A node died in the middle of something."""
+        self.crash_node(node.node_id)
+
+    def note_stopped(self, node: SimNode, error: BaseException) -> None:
+        """A process ended by itself. Only its disk may make it do so; everything else is a bug."""
+        lost = isinstance(error, ConfigError) and node.disk_lost
+        if lost or (isinstance(error, CorruptionError) and node.is_damaged):
+            node.is_lost = True
+            self.marks["expelled" if lost else "stopped_as_corrupt"] += 1
+        elif isinstance(error, OSError):
+            self.marks["stopped_by_disk"] += 1
+        else:
+            self.violation = error
+            return
+        self.note(f"node {node.node_id} stops: {error}")
+        self._end(node, node.kill)
+
+    def _end(self, node: SimNode, ending: Callable[[], None]) -> None:
+        if node.role() == "leader":
+            self.marks["leader_ended"] += 1
+        peers = list(node.transport.peers)
+        clients = [(link.client, link.epoch) for link in node.transport.clients]
+        ending()
         for peer in peers:
-            self._drop(node_id, peer)
+            self._drop(node.node_id, peer)
+        for client, epoch in clients:
+            self._client_lost(client, epoch)
 
     def leader(self) -> SimNode | None:
         """A running node that believes that it leads, if there is one."""
-        return next((node for node in self.nodes.values() if node.running and node.replica.role == "leader"), None)
+        return next((node for node in self.nodes.values() if node.role() == "leader"), None)
 
     # Connections between nodes
+
+    def epoch_of(self, first: int, second: int) -> int:
+        """Number of the connection that stands between two nodes, 0 for none."""
+        return self._connections.get((min(first, second), max(first, second)), 0)
 
     def drop_connection(self, first: int, second: int) -> None:
         """Break the connection of two nodes; it is made again a little later."""
@@ -245,26 +358,40 @@ class SimCluster:
         if one.paused or other.paused or self.network.is_cut(*pair) or self.network.is_cut(pair[1], pair[0]):
             self._connect_later(*pair)
             return
+        hello, answer = one.hello(), other.hello()
+        for node, said, dialed in ((other, hello, 0), (one, answer, other.node_id)):
+            try:
+                node.greet(said, dialed)
+            except HandshakeRefusedError as refusal:
+                self.refuse(node.node_id, said.node_id, refusal)
+                return
         self._epoch += 1
         epoch = self._connections[pair] = self._epoch
-        one.input(lambda: one.peer_up(other.node_id, other.boot, epoch))
-        other.input(lambda: other.peer_up(one.node_id, one.boot, epoch))
+        one.input(lambda: one.peer_up(other.node_id, epoch, answer))
+        other.input(lambda: other.peer_up(one.node_id, epoch, hello))
 
-    def send(self, source: int, target: int, epoch: int, data: bytes) -> None:
-        """Carry frames from node to node."""
+    def refuse(self, node_id: int, peer: int, refusal: HandshakeRefusedError) -> None:
+        """`node_id` does not want this peer: it says why, and they try again later."""
+        self.marks[f"refused_{refusal.reason}"] += 1
+        node = self.nodes[peer]
+        node.later(
+            self.random.randrange(1, _NOTICE_MAX_NS),
+            lambda: node.switchboard.peer_refused(node_id, refusal.reason, str(refusal)),
+        )
+        self.drop_connection(node_id, peer)
+
+    def send(self, source: int, target: int, epoch: int, data: bytes, frame: Frame) -> None:
+        """Carry a frame from node to node."""
         self._trace(source, target, data)
-        self.network.send(source, target, epoch, data)
+        self.network.send(source, target, epoch, data, frame)
 
-    def _deliver(self, source: int, target: int, epoch: int | None, frame: Frame) -> None:
+    def _deliver(self, source: int, target: int, epoch: int | None, frame: Frame | None) -> None:
         node = self.nodes[target]
-        node.input(lambda: node.receive(source, epoch, frame))
-
-    def note_message(self, source: int, target: int, message: Mapping[str, Any]) -> None:
-        """Count the kinds of messages, for the report."""
-        self.checker.marks[f"sent_{message['message']}"] += 1
+        if node.running:
+            node.input(lambda: node.receive(source, epoch, frame))
 
     def _trace(self, source: int, target: int, data: bytes) -> None:
-        head = f"{self.schedule.now_ns} {source} {target} ".encode()
+        head = b"%d %d %d " % (self.schedule.now_ns, source, target)
         self.trace_digest = zlib.crc32(data, zlib.crc32(head, self.trace_digest))
 
     # Clients (addresses of clients are negative)
@@ -281,19 +408,29 @@ class SimCluster:
         """A client is about to open a session with this nonce."""
         self.checker.submitted_nonces.add(nonce)
 
-    def send_from_client(self, client: SimClient, node: int, data: bytes) -> None:
+    def send_from_client(self, client: int, node: int, epoch: int, data: bytes, frame: Frame) -> None:
         """Carry a frame from a client to a node."""
-        self._trace(-client.number, node, data)
-        self.client_network.send(-client.number, node, 0, data)
+        self._trace(client, node, data)
+        self.client_network.send(client, node, epoch, data, frame)
 
-    def send_to_client(self, node: int, client: int, data: bytes) -> None:
+    def send_to_client(self, node: int, client: int, epoch: int, data: bytes, frame: Frame) -> None:
         """Carry a frame from a node to a client."""
         self._trace(node, client, data)
-        self.client_network.send(node, client, 0, data)
+        self.client_network.send(node, client, epoch, data, frame)
 
-    def _deliver_client(self, source: int, target: int, _epoch: int | None, frame: Frame) -> None:
+    def drop_client(self, node_id: int, link: ClientLink) -> None:
+        """Break the connection of a client."""
+        self.nodes[node_id].client_down(link.client, link.epoch)
+        self._client_lost(link.client, link.epoch)
+
+    def _client_lost(self, client: int, epoch: int) -> None:
+        """A client notices that its connection is gone."""
+
+    def _deliver_client(self, source: int, target: int, epoch: int | None, frame: Frame | None) -> None:
         if target < 0:
-            self.clients[target].receive(source, frame)
+            if frame is not None:
+                self.clients[target].receive(source, frame)
         else:
             node = self.nodes[target]
-            node.input(lambda: node.receive_from_client(source, frame))
+            if node.running:
+                node.input(lambda: node.receive_from_client(source, epoch or 0, frame))

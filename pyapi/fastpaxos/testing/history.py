@@ -33,7 +33,15 @@ BLOCK_CONTROL = 2
 
 
 class Violation(AssertionError):  # noqa: N818 - named like what it reports
-    """A property that must always hold does not. The message names the property and the facts."""
+    """A property that must always hold does not. The message names the property and the facts.
+
+    Args:
+        checker: short stable name of the check that found it, for tables of what each check finds.
+    """
+
+    def __init__(self, message: str, checker: str = "protocol") -> None:
+        super().__init__(message)
+        self.checker = checker
 
 
 @dataclass(frozen=True, slots=True)

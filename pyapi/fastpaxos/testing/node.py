@@ -1,85 +1,153 @@
-"""One simulated node: Replica, Journal, Election and HashChain around a simulated disk and network."""
+"""One simulated node: the parts of a real one, around a simulated disk, network, clock and event loop.
+
+Shipped code does all the deciding: `IdentityFile`, `Founding`, `FoundingDriver`, `Switchboard`, `Driver`,
+`ClientService`, `Election`, `Replica`, `Journal` and the state machine. `SimNode` only does what `fastpaxos.node.Node`
+does with threads and sockets.
+"""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
+import zlib
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fastpaxos.election import ELECTION_OPS, Action, Decision, Election
-from fastpaxos_core.block import BlockView
-from fastpaxos_core.directory import TEMPORARY_SUFFIX
-from fastpaxos_core.errors import FrameError
-from fastpaxos_core.hashchain import HashChainState
-from fastpaxos_core.journal import Journal, JournalRead, JournalWrite
-from fastpaxos_core.messages import decode_message
-from fastpaxos_core.replica import Replica
-from fastpaxos_core.wire import (
-    Frame,
-    FrameSplitter,
-    FrameType,
-    FrameWriter,
-    ReplyStatus,
-    parse_mapping,
-    parse_query,
-    parse_submit,
+from fastpaxos.config import NodeConfig
+from fastpaxos.driver import Driver
+from fastpaxos.founding_driver import FoundingDriver
+from fastpaxos.handshake import (
+    NO_CLUSTER,
+    BootLedger,
+    HandshakeRefusedError,
+    Hello,
+    Identity,
+    check_hello,
+    check_peer,
+    check_sender,
 )
+from fastpaxos.identity import IdentityFile
+from fastpaxos.service import ClientService
+from fastpaxos.statemachine import BatchRun, ResultBlob, StateMachine
+from fastpaxos.switchboard import Switchboard
+from fastpaxos_core.errors import ConfigError, CorruptionError, FrameError
+from fastpaxos_core.founding import Founding, FoundingRecord
+from fastpaxos_core.replica import Replica
+from fastpaxos_core.wire import Frame, FrameType, FrameWriter, parse_mapping
 
-from .checkers import JournalEntry, Value
-from .disk import SimDisk
+from .connections import ClientLink, PeerLink, SimTransport
+from .disk import SimDisk, SimulatedCrash
 from .history import Violation
+from .journal_view import JournalEntry, Value, block_ranges
+from .process import SimLoop, SimStorage
 from .schedule import MILLISECOND_NS
 
 if TYPE_CHECKING:
+    from fastpaxos.statemachine import ApplyContext
+    from fastpaxos_core.block import BlockView
+    from fastpaxos_core.journal_recovery import Recovery
+
     from .cluster import SimCluster
 
-__all__ = ["SimNode", "parse_write"]
+__all__ = ["SimNode", "address_of"]
 
-_WRITE_HEADER = struct.Struct("<IBBHIIQQQQQQ")
-_DESCRIPTOR = struct.Struct("<QQQqIIII")
-_COMMITTED = 1
-_FRAME_LIMIT = 1 << 24
+_FOUNDING_MAX_NS = 5 * MILLISECOND_NS
+_READY_ROUNDS_MAX = 10_000
 
 
-def parse_write(data: bytes) -> tuple[int, int, list[JournalEntry]]:
-    """Read one group-commit write as docs/protocol.md draws it: (promised ballot, commit index, entries)."""
-    _, _, _, _, _, count, _, _, _, promised_ballot, commit_index, _ = _WRITE_HEADER.unpack_from(data)
-    offset = _WRITE_HEADER.size + count * _DESCRIPTOR.size
-    entries = []
-    for number in range(count):
-        begin, end, ballot, timestamp_ns, block_bytes, value_crc, flags, _ = _DESCRIPTOR.unpack_from(
-            data, _WRITE_HEADER.size + number * _DESCRIPTOR.size
-        )
-        block = data[offset : offset + block_bytes]
-        offset += block_bytes
-        entries.append(
-            JournalEntry(Value(begin, end, value_crc), ballot, timestamp_ns, bool(flags & _COMMITTED), block)
-        )
-    return promised_ballot, commit_index, entries
+def address_of(node_id: int) -> str:
+    """The address of a simulated node."""
+    return f"node-{node_id}:7000"
+
+
+def _accepted(frame: Frame | None) -> Frame:
+    """The frame that the splitter gave. Raises FrameError if it refused the bytes."""
+    if frame is None:
+        raise FrameError("the splitter refuses it")
+    return frame
+
+
+class _ObservedMachine(StateMachine):
+    """A state machine whose every batch the checkers see. What the machine itself does is not changed."""
+
+    def __init__(self, node: SimNode, inner: StateMachine) -> None:
+        self._node = node
+        self.inner = inner
+
+    def apply_batch(self, batch: BlockView, context: ApplyContext) -> ResultBlob:
+        run = BatchRun(self.inner, batch, context.slot_begin, context.now_ns)
+        results = run.finish()
+        node = self._node
+        digest = self.inner.digest() or f"{zlib.crc32(results):08x}"
+        try:
+            node.cluster.checker.applied(
+                node.node_id, context.slot_begin, context.slot_begin + len(batch), batch, digest
+            )
+        except Violation as violation:
+            node.cluster.violation = violation
+        node.batches_applied += 1
+        return ResultBlob(results)
+
+    def query(self, request: bytes, context: Any) -> Any:
+        return self.inner.query(request, context)
+
+    def digest(self) -> str:
+        return self.inner.digest()
 
 
 class SimNode:
-    """A node that can be started, crashed, paused and resumed. Its disk and its clock outlive its crashes."""
+    """A node that can be started, killed, crashed, paused and resumed. Its disk and its clock outlive all that.
+
+    Attributes:
+        running: the process exists. paused: it does not run (SIGSTOP). busy: its loop is in one long call.
+        stopped_by: the error with which the process ended by itself, None if it was killed.
+        is_lost: this directory may never take part again (its disk was lost, or its identity).
+        disk_lost: the directory came back empty after the cluster was founded.
+        is_damaged: something was broken on its disk; the checkers allow it to know less.
+        effects_left: the process dies at that many effects (writes, sends, answers) from now; None: not planned.
+        records: (segment, offset, length, entries) of every journal write, oldest first.
+    """
 
     def __init__(self, cluster: SimCluster, node_id: int) -> None:
         random = cluster.random
+        options = cluster.options
         self.cluster = cluster
         self.node_id = node_id
         self.disk = SimDisk()
-        self.incarnation = random.getrandbits(64)
+        self.config = NodeConfig(
+            node_id=node_id,
+            cluster={member: address_of(member) for member in cluster.members},
+            data_dir=f"node-{node_id}",
+            phase1_quorum=cluster.phase1_size,
+            phase2_quorum=cluster.phase2_size,
+            heartbeat_interval_ms=options.heartbeat_interval_ms,
+            election_timeout_ms=options.election_timeout_ms,
+            commands_per_block_max=16,
+            sessions_max=options.sessions_max,
+            result_bytes_per_session_max=options.result_bytes_per_session_max,
+        )
         self.boot = 0
+        self.life = 0
         self.running = False
         self.paused = False
-        self.peer_epoch: dict[int, int] = {}
+        self.busy = False
+        self.is_lost = False
+        self.disk_lost = False
+        self.is_damaged = False
+        self.stopped_by: BaseException | None = None
+        self.effects_left: int | None = None
+        self.batches_applied = 0
         self.clock_offset_ns = random.randrange(1, 10**12)
-        self.clock_drift_ppm = random.randint(-200, 200)
+        self.clock_drift_ppm = random.randint(-options.clock_drift_ppm, options.clock_drift_ppm)
         self.wall_offset_ns = random.randint(-(10**9), 10**9)
-        self.machine = HashChainState()
-        self.write_started_ns = 0
-        self._inbox: list[Callable[[], None]] = []
+        self.records: list[tuple[str, int, int, list[JournalEntry]]] = []
+        self.replica: Replica | None = None
+        self.machine: StateMachine = cluster.make_machine()
+        self.identity = Identity(node_id, 0, 0, self.config.durability)
+        self.driver: Driver | None = None
+        self.transport = SimTransport(self)
+        self._inbox: deque[Callable[[], None]] = deque()
         self._turn_due = False
-        self._applying = False
-        self._writing = False
+        self._spent_ns = 0
 
     def __repr__(self) -> str:
         state = "paused" if self.paused else "running" if self.running else "down"
@@ -88,85 +156,197 @@ class SimNode:
     # Life
 
     def start(self) -> None:
-        """Open the journal and run. May raise SimulatedCrash if the disk was told so."""
-        options = self.cluster.options
-        self.boot += 1
-        journal, recovery = Journal.open(
+        """Start the process. Raises SimulatedCrash if the disk was told so; a disk that fails ends the process."""
+        self.life += 1
+        self.running = True
+        self.paused = self.busy = self._turn_due = False
+        self.stopped_by = None
+        self.effects_left = None
+        self.replica = None
+        self.driver = None
+        self._inbox.clear()
+        self._boots = BootLedger()
+        self.run_number = self.cluster.random.getrandbits(64)
+        self.machine = self.cluster.make_machine()
+        try:
+            self._open()
+        except SimulatedCrash:
+            raise
+        except (OSError, ConfigError, CorruptionError) as error:
+            self.fail(error)
+
+    def _open(self) -> None:
+        cluster, config = self.cluster, self.config
+        self.identity_file = IdentityFile.open(
             self.disk,
+            f"node-{self.node_id}",
             node_id=self.node_id,
-            incarnation=self.incarnation,
-            boot=self.boot,
-            segment_bytes=options.segment_bytes,
+            durability=config.durability,
+            os_boot_id="simulated",
+            new_incarnation=lambda: cluster.random.getrandbits(63) + 1,
         )
-        if not recovery.promised_known or recovery.unknown:
-            raise Violation(f"node {self.node_id} calls its sound journal damaged: {recovery} {recovery.problems}")
-        self.cluster.checker.recovered(
-            self.node_id,
-            recovery.promised_ballot,
-            recovery.commit_index,
-            [
-                JournalEntry(
-                    Value(batch.slot_begin, batch.slot_end, batch.value_crc),
-                    batch.ballot,
-                    batch.timestamp_ns,
-                    batch.committed,
-                    batch.block,
-                )
-                for batch in recovery.batches
-            ],
+        stored = self.identity_file.value
+        self.boot = stored.boot
+        cluster.checker.started(self.node_id, stored.incarnation, stored.boot)
+        record = self.identity_file.founding
+        self._set_identity(record)
+        founding = Founding(
+            node_id=self.node_id,
+            incarnation=stored.incarnation,
+            members=config.members,
+            phase1_quorum=config.phase1_size,
+            phase2_quorum=config.phase2_size,
+            durability=config.durability,
+            sessions_max=config.sessions_max,
+            result_bytes_per_session_max=config.result_bytes_per_session_max,
+            record=record,
         )
-        self.replica = Replica(
+        self.loop = SimLoop(self)
+        self.observed_machine = _ObservedMachine(self, self.machine)
+        self.service = ClientService(
+            config,
+            self.observed_machine,
+            status=dict,
+            changed=lambda: self.loop.call_soon(self.service.flush),
+            clock_ns=self.monotonic_ns,
+        )
+        self.service.writer = self._make_writer()
+        self.founding_driver = FoundingDriver(
+            founding,
+            make_control=lambda message: self.service.writer.control(message),
+            random_bytes=cluster.random.randbytes,
+        )
+        self.switchboard = Switchboard(
+            config,
+            self.identity,
+            self.service,
+            self.founding_driver,
+            fail=self.fail,
+            clock_ns=self.monotonic_ns,
+            wall_ns=self.wall_ns,
+        )
+        self.transport = SimTransport(self)
+        self.switchboard.transport = self.transport  # type: ignore[assignment]
+        if record is not None:
+            self._begin(record)
+        self.later(cluster.random.randrange(1, cluster.options.tick_ns), self._tick)
+
+    def _begin(self, record: FoundingRecord) -> None:
+        """The record first, then the journal; then take part. As `Node._begin` does."""
+        options, config, checker = self.cluster.options, self.config, self.cluster.checker
+        self.identity_file.found(record)
+        checker.founded(self.node_id, self.identity_file.value.incarnation, record)
+        journal, recovery = self.identity_file.open_journal(self.disk, options.segment_bytes)
+        self._note_recovery(recovery)
+        replica = Replica(
             node_id=self.node_id,
             boot=self.boot,
-            incarnation=self.incarnation,
-            cluster_id=self.cluster.cluster_id,
-            members=self.cluster.members,
+            incarnation=self.identity_file.value.incarnation,
+            cluster_id=record.cluster_id,
+            members=config.members,
             journal=journal,
             recovery=recovery,
-            phase1_quorum=options.phase1_quorum,
-            phase2_quorum=options.phase2_quorum,
+            phase1_quorum=record.phase1_quorum,
+            phase2_quorum=record.phase2_quorum,
             window_slots=options.window_slots,
             ring_slots=options.ring_slots,
             window_bytes=options.window_bytes,
             log_memory_bytes=options.log_memory_bytes,
             batch_capacity=options.batch_capacity,
             block_bytes_max=options.window_bytes // 4,
-            commands_per_block_max=16,
-            sessions_max=options.sessions_max,
+            commands_per_block_max=config.commands_per_block_max,
+            sessions_max=record.sessions_max,
+            result_bytes_per_session_max=record.result_bytes_per_session_max,
             heartbeat_interval_ns=options.heartbeat_interval_ms * MILLISECOND_NS,
             resend_timeout_ns=options.resend_timeout_ms * MILLISECOND_NS,
             fetch_timeout_ns=options.fetch_timeout_ms * MILLISECOND_NS,
         )
-        self.writer = FrameWriter(self.node_id, self.incarnation, self.boot, self.cluster.cluster_id)
-        self.machine = HashChainState()
-        self.election = Election(
-            self.replica,
-            node_id=self.node_id,
-            members=self.cluster.members,
-            phase1_quorum=self.cluster.phase1_size,
-            phase2_quorum=self.cluster.phase2_size,
-            heartbeat_interval_ms=options.heartbeat_interval_ms,
-            election_timeout_ms=options.election_timeout_ms,
-            lag_slots_max=options.window_slots,
-            random=self.cluster.random,
-            now_ns=self.monotonic_ns(),
+        self.replica = replica
+        self.storage = SimStorage(self)
+        self.driver = Driver(
+            replica,
+            self.storage,
+            self.observed_machine,
+            self.service,
+            self.transport.peers,
+            apply_slice_ms=config.apply_slice_ms,
+            loop=self.loop,
+            read_executor=None,
+            clock_ns=self._apply_clock_ns,
+            failed=self.fail,
         )
-        self.running = True
-        self.paused = False
+        self._set_identity(record)
+        self.switchboard.identity = self.identity
+        self.switchboard.founded(record)
+        self.service.writer = self._make_writer()
+        self.switchboard.begin(replica, self.driver, self.cluster.random)
+        if self.switchboard.election is not None:
+            self.switchboard.election.lag_slots_max = options.window_slots
+        self.transport.identity_changed()
+
+    def _note_recovery(self, recovery: Recovery) -> None:
+        if (not recovery.promised_known or recovery.unknown) and not self.is_damaged:
+            raise Violation(
+                f"node {self.node_id} calls its sound journal damaged: {recovery} {recovery.problems}",
+                checker="recovery",
+            )
+        entries = [
+            JournalEntry(
+                Value(batch.slot_begin, batch.slot_end, batch.value_crc),
+                batch.ballot,
+                batch.timestamp_ns,
+                batch.committed,
+                batch.block,
+            )
+            for batch in recovery.batches
+        ]
+        self.cluster.checker.recovered(
+            self.node_id,
+            recovery.promised_ballot if recovery.promised_known else None,
+            recovery.commit_index,
+            entries,
+            recovery.unknown,
+        )
+
+    def _set_identity(self, record: FoundingRecord | None) -> None:
+        stored = self.identity_file.value
+        self.identity = Identity(
+            stored.node_id,
+            stored.boot,
+            stored.incarnation,
+            stored.durability,
+            record.cluster_id if record is not None else b"",
+            record.digest if record is not None else b"",
+            dict(record.members) if record is not None else {},
+            self.run_number,
+        )
+
+    def _make_writer(self) -> FrameWriter:
+        own = self.identity
+        return FrameWriter(own.node_id, own.incarnation, own.boot, own.cluster_id)
+
+    def kill(self) -> None:
+        """The process dies here and now (SIGKILL); what it has written stays visible, synced or not."""
+        self.running = False
+        self.paused = self.busy = False
+        self.effects_left = None
         self._inbox.clear()
-        self._turn_due = False
-        self._applying = False
-        self._writing = False
-        self.replica.tick(self.monotonic_ns(), self.wall_ns())
-        self._later(self.cluster.random.randrange(1, options.tick_ns), self._tick)
+        if self.driver is not None:
+            self.driver.stop()
+        self.transport.abort_all()
 
     def crash(self) -> None:
-        """Die here and now; what the disk does not hold is gone."""
-        self.running = False
-        self.paused = False
-        self.peer_epoch.clear()
-        self._inbox.clear()
+        """The power fails: the process dies, and what the disk does not hold is gone."""
+        self.kill()
         self.disk.crash(self.cluster.random)
+
+    def fail(self, error: BaseException) -> None:
+        """Something happened after which the process must not go on. What is no fault of its disk is a bug."""
+        if isinstance(error, SimulatedCrash):
+            self.cluster.power_failed(self)
+            return
+        self.stopped_by = error
+        self.cluster.note_stopped(self, error)
 
     def pause(self) -> None:
         """Stop running without dying, as SIGSTOP does."""
@@ -175,301 +355,268 @@ class SimNode:
     def resume(self) -> None:
         """Run again: everything that happened meanwhile is waiting."""
         self.paused = False
-        inbox, self._inbox = self._inbox, []
-        for action in inbox:
-            self.input(action)
+        self._drain()
+
+    def effect(self) -> None:
+        """One more effect on the world. The process may die right here: it raises SimulatedCrash then."""
+        if self.effects_left is not None:
+            self.effects_left -= 1
+            if self.effects_left <= 0:
+                self.effects_left = None
+                self.cluster.marks["crash_between_effects"] += 1
+                raise SimulatedCrash(f"node {self.node_id} dies between two effects")
+
+    # Time
 
     def monotonic_ns(self) -> int:
+        """The node's own clock, which drifts."""
         now_ns = self.cluster.schedule.now_ns
         return self.clock_offset_ns + now_ns + now_ns * self.clock_drift_ppm // 1_000_000
 
     def wall_ns(self) -> int:
+        """The node's idea of UTC, which may jump."""
         return 1_700_000_000_000_000_000 + self.wall_offset_ns + self.cluster.schedule.now_ns
 
-    def _later(self, delay_ns: int, action: Callable[[], None]) -> None:
-        """Run `action` in this life of the node only."""
-        boot = self.boot
-        self.cluster.schedule.after(delay_ns, lambda: self.input(action) if self.boot == boot else None)
+    def _apply_clock_ns(self) -> int:
+        """The clock of the driver: where applying is slow, it moves while the loop is busy."""
+        self._spent_ns += self.cluster.options.apply_step_ns
+        return self.monotonic_ns() + self._spent_ns
+
+    def later(self, delay_ns: int, action: Callable[[], None]) -> None:
+        """Run `action` in this life of the node only, when it runs."""
+        life = self.life
+        self.cluster.schedule.after(delay_ns, lambda: self.input(action) if self.life == life else None)
+
+    def disk_later(self, delay_ns: int, action: Callable[[], None]) -> None:
+        """The disk goes on while the process is paused or busy, and stops when it dies."""
+        life = self.life
+        self.cluster.schedule.after(delay_ns, lambda: action() if self.running and self.life == life else None)
+
+    def sync_delay_ns(self) -> int:
+        """How long a system call on the disk takes now."""
+        options, random = self.cluster.disk_options, self.cluster.random
+        if options.stall and random.random() < options.stall:
+            self.cluster.marks["disk_stall"] += 1
+            return random.randint(options.sync_min_ns, options.stall_max_ns)
+        return random.randint(options.sync_min_ns, options.sync_max_ns)
+
+    def write_record(self, segment_name: str, offset: int, data: bytes, entries: list[JournalEntry]) -> None:
+        """Put one journal write on the disk, and remember where."""
+        self.disk.write(segment_name, offset, [data])
+        self.records.append((segment_name, offset, len(data), entries))
+
+    # Inputs
 
     def input(self, action: Callable[[], None]) -> None:
         """Do something in the process: at once, or when it runs again."""
         if not self.running:
             return
-        if self.paused:
+        if self.paused or self.busy:
             self._inbox.append(action)
             return
-        action()
-        if not self._turn_due:
-            self._turn_due = True
-            if self.cluster.options.turn_max_ns:
-                self._later(self.cluster.random.randrange(self.cluster.options.turn_max_ns + 1), self._turn)
+        self._do(action)
+        if self.running and self.loop.ready and not self._turn_due:
+            turn_max_ns = self.cluster.options.turn_max_ns
+            if turn_max_ns:
+                self._turn_due = True
+                self.later(self.cluster.random.randrange(turn_max_ns + 1), self._turn)
             else:
                 self._turn()
 
-    # Inputs
+    def _do(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (SimulatedCrash, OSError) as error:
+            self.fail(error)
+        if self.cluster.violation is not None:
+            raise self.cluster.violation
+
+    def _turn(self) -> None:
+        """Run what is ready until nothing is, as an event loop does."""
+        self._turn_due = False
+        applied = self.batches_applied
+        self._spent_ns = 0
+        for _ in range(_READY_ROUNDS_MAX):
+            ready, self.loop.ready = self.loop.ready, []
+            for callback in ready:
+                if self.running:
+                    self._do(callback)
+            if not self.running or not self.loop.ready:
+                break
+            if self._is_busy_now(applied):
+                return
+        else:
+            raise Violation(f"node {self.node_id} spins without end", checker="livelock")
+        if self.running:
+            self.look()
+            self._is_busy_now(applied)
+
+    def _is_busy_now(self, applied: int) -> bool:
+        """Where the state machine is slow, the loop is busy for a while after it was called."""
+        slow_ns = self.cluster.options.apply_delay_max_ns
+        if not slow_ns or self.batches_applied == applied:
+            return False
+        self.busy = True
+        life = self.life
+
+        def free() -> None:
+            if self.life == life:
+                self.busy = False
+                self._drain()
+
+        self.cluster.schedule.after(self.cluster.random.randrange(1, slow_ns), free)
+        return True
+
+    def _drain(self) -> None:
+        """Take what has waited, and go on with the turn that was under way."""
+        if self.running and self.loop.ready and not (self.paused or self.busy or self._turn_due):
+            self._turn()
+        while self._inbox and self.running and not (self.paused or self.busy):
+            self.input(self._inbox.popleft())
+
+    def look(self) -> None:
+        """Show the checkers what the replica says of itself."""
+        replica = self.replica
+        if replica is None:
+            return
+        commit_index = replica.commit_index
+        promised_ballot = replica.promised_ballot
+        self.cluster.checker.observed(self.node_id, promised_ballot, commit_index, replica.applied_index)
+        if self.cluster.random.random() < self.cluster.options.window_checks:
+            for begin, end, ballot, _, _ in replica.window.batches():
+                if ballot > promised_ballot and end > commit_index + 1:
+                    raise Violation(
+                        f"node {self.node_id} holds [{begin}, {end}) of ballot {ballot} above its promise "
+                        f"{promised_ballot}",
+                        checker="promise",
+                    )
 
     def _tick(self) -> None:
-        now_ns = self.monotonic_ns()
-        self._later(self.cluster.options.tick_ns, self._tick)
-        self.replica.tick(now_ns, self.wall_ns())
-        stalled = (
-            self._writing and now_ns - self.write_started_ns > self.cluster.options.election_timeout_ms * MILLISECOND_NS
-        )
-        self._decide(self.election.tick(now_ns, disk_stalled=stalled))
+        self.later(self.cluster.options.tick_ns, self._tick)
+        if self.replica is None and self.founding_driver.decided.done():
+            self._begin(self.founding_driver.decided.result())
+        self.switchboard.tick()
 
-    def peer_up(self, peer: int, boot: int, epoch: int) -> None:
+    def greet(self, hello: Hello, dialed: int) -> None:
+        """Decide whether a peer may connect. Raises HandshakeRefusedError."""
+        check_peer(self.identity, hello, self.config.cluster, dialed)
+        self._boots.check(hello)
+
+    def hello(self) -> Hello:
+        """What this node says hello with."""
+        return check_hello(self.identity.hello("peer"))
+
+    def peer_up(self, peer: int, epoch: int, hello: Hello) -> None:
         """A connection to a peer stands."""
-        if peer in self.peer_epoch:
-            self.peer_down(peer, self.peer_epoch[peer])
-        self.peer_epoch[peer] = epoch
-        self.replica.peer_connected(peer, boot)
-        self._decide(self.election.peer_connected(peer, self.monotonic_ns()))
+        if self.cluster.epoch_of(self.node_id, peer) != epoch:
+            return
+        replaced = self.transport.peers.get(peer)
+        if replaced is not None:
+            replaced.closed = True
+        link = PeerLink(self, peer, epoch, hello)
+        self.transport.peers[peer] = link
+        try:
+            self.switchboard.peer_connected(link, hello)  # type: ignore[arg-type]
+        except HandshakeRefusedError as refusal:
+            self.cluster.refuse(self.node_id, peer, refusal)
 
     def peer_down(self, peer: int, epoch: int) -> None:
         """The connection `epoch` to a peer is gone."""
-        if self.peer_epoch.get(peer) != epoch:
+        link = self.transport.peers.get(peer)
+        if link is None or link.epoch != epoch:
             return
-        del self.peer_epoch[peer]
-        self.replica.peer_disconnected(peer)
-        self._decide(self.election.peer_disconnected(peer, self.monotonic_ns()))
+        link.closed = True
+        del self.transport.peers[peer]
+        self.switchboard.peer_disconnected(peer)
 
-    def receive(self, peer: int, epoch: int | None, frame: Frame) -> None:
-        """A frame of a peer; `epoch` None is a replay from the past."""
-        current = self.peer_epoch.get(peer)
-        if current is None or epoch not in (None, current):
+    def receive(self, peer: int, epoch: int | None, frame: Frame | None) -> None:
+        """A frame of a peer; `epoch` None is a replay from the past, `frame` None one that the splitter refused."""
+        link = self.transport.peers.get(peer)
+        if link is None or epoch not in (None, link.epoch):
             return
         try:
+            frame = _accepted(frame)
+            hello = link.hello
+            check_sender(frame, hello.node_id, hello.incarnation, hello.boot, hello.cluster_id or NO_CLUSTER)
             if frame.type == FrameType.CONTROL:
-                message = parse_mapping(frame)
-                if message["op"] not in ELECTION_OPS:
-                    raise Violation(f"node {peer} sent the control message {message}")
-                self._decide(self.election.receive(peer, message, self.monotonic_ns()))
+                self.switchboard.peer_control(peer, parse_mapping(frame))
             else:
-                self.replica.receive(peer, frame)
+                self.switchboard.peer_frame(peer, frame)
         except FrameError as error:
-            if not self.cluster.options.links.replay:
-                raise Violation(f"node {self.node_id} refuses a frame of node {peer}: {error}") from error
-            self.cluster.checker.marks["frame_refused"] += 1
-            self.cluster.drop_connection(self.node_id, peer)
-
-    def _decide(self, decisions: list[Decision]) -> None:
-        for decision in decisions:
-            if decision.action is Action.CAMPAIGN:
-                self.replica.campaign()
-            elif decision.action is Action.STEP_DOWN:
-                self.replica.step_down()
-            elif decision.message is not None and decision.peer in self.peer_epoch:
-                data = self.writer.control(decision.message)
-                self.cluster.send(self.node_id, decision.peer, self.peer_epoch[decision.peer], data)
-
-    # Outputs
-
-    def _turn(self) -> None:
-        """Take every output until there is none."""
-        self._turn_due = False
-        replica = self.replica
-        while True:
-            write = replica.take_write()
-            if write is not None:
-                self._begin_write(write)
-            messages = replica.take_messages()
-            for peer, buffers in messages:
-                self._send(peer, b"".join(bytes(buffer) for buffer in buffers))
-            reads = replica.take_reads()
-            for read in reads:
-                self._begin_read(read)
-            applied = self._apply()
-            self._answer()
-            if write is None and not messages and not reads and not applied:
-                break
-        if not self._writing:
-            marker = replica.take_marker()
-            if marker is not None:
-                self._write_marker(marker)
-        self.cluster.checker.observed(
-            self.node_id, replica.promised_ballot, replica.commit_index, replica.applied_index
-        )
-        self._check_window()
-
-    def _check_window(self) -> None:
-        for begin, end, ballot, _, _ in self.replica.window.batches():
-            if ballot > self.replica.promised_ballot and end > self.replica.commit_index + 1:
+            options = self.cluster.options.links
+            if not (options.replay or options.corrupt):
                 raise Violation(
-                    f"node {self.node_id} holds [{begin}, {end}) of ballot {ballot} above its promise "
-                    f"{self.replica.promised_ballot}"
-                )
-
-    def _send(self, peer: int, data: bytes) -> None:
-        if peer not in self.peer_epoch:
-            return
-        splitter = FrameSplitter(_FRAME_LIMIT, _FRAME_LIMIT, self.cluster.cluster_id)
-        for frame in splitter.feed(data):
-            message = decode_message(frame)
-            self.cluster.checker.sent(self.node_id, self.boot, message, self.replica.promised_ballot)
-            self.cluster.note_message(self.node_id, peer, message)
-        self.cluster.send(self.node_id, peer, self.peer_epoch[peer], data)
-
-    # Disk
-
-    def _begin_write(self, write: JournalWrite) -> None:
-        """Create the segment if need be, write, sync; each step takes its time and may be the last one."""
-        data = b"".join(bytes(buffer) for buffer in write.buffers)
-        promised_ballot, _, entries = parse_write(data)
-        self.cluster.checker.written(self.node_id, entries)
-        self.write_started_ns = self.monotonic_ns()
-        self._writing = True
-
-        def append() -> None:
-            self.disk.write(write.segment_name, write.offset, [data])
-            self._disk_later(self._sync_delay_ns(), finish)
-
-        def finish() -> None:
-            self.disk.sync(write.segment_name)
-            self.cluster.checker.durable(self.node_id, promised_ballot, entries)
-            self.input(lambda: self._synced(write.ticket))
-
-        def name_segment() -> None:
-            self.disk.sync(temporary)
-            self.disk.rename(temporary, write.segment_name)
-            self._disk_later(self._sync_delay_ns(), make_name_durable)
-
-        def make_name_durable() -> None:
-            self.disk.sync_directory()
-            append()
-
-        if write.new_segment is None:
-            append()
-            return
-        name, header, size = write.new_segment
-        temporary = name + TEMPORARY_SUFFIX
-        self.disk.create(temporary, size)
-        self.disk.write(temporary, 0, [header])
-        self._disk_later(self._sync_delay_ns(), name_segment)
-
-    def _write_marker(self, marker: JournalWrite) -> None:
-        if marker.new_segment is not None:
-            raise Violation(f"node {self.node_id} begins a segment for a marker")
-        self.disk.write(marker.segment_name, marker.offset, list(marker.buffers))
-
-    def _synced(self, ticket: int) -> None:
-        self._writing = False
-        self.replica.synced(ticket)
-
-    def _disk_later(self, delay_ns: int, action: Callable[[], None]) -> None:
-        """The disk goes on while the process is paused, and stops when it dies."""
-        boot = self.boot
-        self.cluster.schedule.after(delay_ns, lambda: action() if self.running and self.boot == boot else None)
-
-    def _sync_delay_ns(self) -> int:
-        options, random = self.cluster.disk_options, self.cluster.random
-        if options.stall and random.random() < options.stall:
-            return random.randint(options.sync_min_ns, options.stall_max_ns)
-        return random.randint(options.sync_min_ns, options.sync_max_ns)
-
-    def _begin_read(self, read: JournalRead) -> None:
-        def finish() -> None:
-            self.replica.journal_data(read, self.disk.read(read.segment_name, read.offset, read.length))
-
-        self.cluster.checker.marks["journal_read"] += 1
-        self._later(self.cluster.random.randint(1, self.cluster.disk_options.read_max_ns), finish)
-
-    # State machine
-
-    def _apply(self) -> bool:
-        """Apply what is committed, or one batch later if the state machine is slow."""
-        if self._applying:
-            return False
-        slow_ns = self.cluster.options.apply_delay_max_ns
-        worked = False
-        while (batch := self.replica.next_batch()) is not None:
-            if slow_ns:
-                self._applying = True
-                self._later(self.cluster.random.randrange(1, slow_ns), self._apply_slowly)
-                return False
-            self._apply_one(batch)
-            worked = True
-        return worked
-
-    def _apply_slowly(self) -> None:
-        self._applying = False
-        batch = self.replica.next_batch()
-        if batch is not None:
-            self._apply_one(batch)
-
-    def _apply_one(self, batch: Any) -> None:
-        view = batch.view
-        results = self.machine.fold(view)
-        self.cluster.checker.applied(self.node_id, batch.slot_begin, batch.slot_end, view, self.machine.digest)
-        self.replica.complete_batch(results)
+                    f"node {self.node_id} refuses a frame of node {peer}: {error}", checker="frames"
+                ) from error
+            self.cluster.marks["frame_refused"] += 1
+            self.cluster.drop_connection(self.node_id, peer)
 
     # Clients
 
-    def receive_from_client(self, client: int, frame: Frame) -> None:
+    def client_up(self, client: int, epoch: int) -> ClientLink:
+        """A client connects."""
+        link = ClientLink(self, client, epoch)
+        self.transport.clients.append(link)
+        return link
+
+    def client_down(self, client: int, epoch: int) -> None:
+        """A client's connection is gone."""
+        link = self.transport.client_link(client, epoch)
+        if link is not None:
+            link.closed = True
+            self.transport.clients.remove(link)
+            self.switchboard.client_disconnected(link)
+
+    def receive_from_client(self, client: int, epoch: int, frame: Frame | None) -> None:
         """A frame of a client."""
-        if frame.type == FrameType.SUBMIT:
-            request_id, _ = parse_submit(frame)
-            view = BlockView(frame.body)
-            status = self.replica.submit(frame.body, ("submit", client, request_id))
-            if status != ReplyStatus.OK:
-                self.cluster.checker.marks[f"submit_{ReplyStatus(status).name}"] += 1
-                self._reply(
-                    client,
-                    self.writer.reply(
-                        view.session_id, view.first_sequence, request_id, view.command_count, status, self._hint(), 0
-                    ),
-                )
-        elif frame.type == FrameType.QUERY:
-            query = parse_query(frame)
-            status = self.replica.read(("query", client, query.query_id), query.minimum_index)
-            if status != ReplyStatus.OK:
-                self._reply(client, self.writer.query_reply(query.query_id, status, self._hint(), 0))
-        elif frame.type == FrameType.CONTROL:
-            self._client_control(client, parse_mapping(frame))
+        link = self.transport.client_link(client, epoch)
+        if link is None:
+            if epoch:
+                return
+            link = self.client_up(client, epoch)
+        try:
+            link.receive(_accepted(frame))
+        except FrameError as error:
+            if not self.cluster.options.client_links.corrupt:
+                raise Violation(
+                    f"node {self.node_id} refuses a frame of client {-client}: {error}", checker="frames"
+                ) from error
+            self.cluster.marks["frame_refused"] += 1
+            self.cluster.drop_client(self.node_id, link)
 
-    def _client_control(self, client: int, message: dict[str, Any]) -> None:
-        if message["op"] == "open_session":
-            nonce = message["nonce"]
-            status = self.replica.open_session(nonce, ("open", client, message["request_id"], nonce))
-        else:
-            status = self.replica.close_session(message["session_id"], ("close", client, message["request_id"]))
-        if status != ReplyStatus.OK:
-            error = {
-                "op": "error",
-                "request_id": message["request_id"],
-                "status": int(status),
-                "leader_id": self._hint(),
-            }
-            self._reply(client, self.writer.control(error))
+    # Faults
 
-    def _hint(self) -> int:
-        return self.replica.leader_id
+    def lose_disk(self) -> None:
+        """Everything on the disk is gone for ever."""
+        self.disk.wipe()
+        self.records.clear()
+        self.disk_lost = self.is_damaged = self.is_lost = True
+        self.cluster.checker.damaged(self.node_id)
 
-    def _answer(self) -> None:
-        for waiter, status, session_id, first_sequence, count, slot_begin, results in self.replica.take_replies():
-            kind, client, request_id, *rest = waiter
-            if kind == "submit":
-                data = self.writer.reply(
-                    session_id, first_sequence, request_id, count, status, self._hint(), slot_begin, results
-                )
-            elif kind == "open":
-                message = {"op": "session_opened", "request_id": request_id, "session_id": session_id, "nonce": rest[0]}
-                data = self.writer.control({**message, "status": int(status)})
-            else:
-                data = self.writer.control(
-                    {"op": "session_closed", "request_id": request_id, "session_id": session_id, "status": int(status)}
-                )
-            self._reply(client, data)
-        for waiter, status, read_index in self.replica.take_ready_reads():
-            _, client, query_id = waiter
-            if status == ReplyStatus.OK and self.replica.applied_index < read_index:
-                raise Violation(f"node {self.node_id} answers a read before it applied slot {read_index}")
-            result = self.machine.count.to_bytes(8, "little") if status == ReplyStatus.OK else b""
-            self._reply(client, self.writer.query_reply(query_id, status, self._hint(), read_index, result))
+    def block_places(self, record: int) -> list[tuple[str, int, int, JournalEntry]]:
+        """Where the blocks of one journal write lie: (segment, offset, length, entry)."""
+        segment, offset, _, entries = self.records[record]
+        return [
+            (segment, offset + begin, length, entry)
+            for (begin, length), entry in zip(block_ranges(entries), entries, strict=True)
+        ]
 
-    def _reply(self, client: int, data: bytes) -> None:
-        self.cluster.send_to_client(self.node_id, client, data)
+    def campaign(self) -> None:
+        """Campaign although the election did not say so."""
+        if self.replica is not None and self.driver is not None:
+            self.replica.campaign()
+            self.driver.wake()
 
-    def journal_entries(self) -> Iterator[JournalEntry]:
-        """What the checker knows to be on this node's disk, by slot."""
-        image = self.cluster.checker.images[self.node_id]
-        return iter(dict.fromkeys(entry for _, entry in sorted(image.by_slot.items())))
+    def step_down(self) -> None:
+        """Step down although the election did not say so."""
+        if self.replica is not None and self.driver is not None:
+            self.replica.step_down()
+            self.driver.wake()
+
+    def role(self) -> str:
+        """What the replica is, "" where there is none."""
+        return self.replica.role if self.running and self.replica is not None else ""
+
+    def is_ready(self) -> bool:
+        """It leads and takes commands."""
+        return self.running and self.replica is not None and self.replica.is_ready

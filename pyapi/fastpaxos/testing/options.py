@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from random import Random
 
 from .clients import ClientOptions
 from .network import LinkOptions
@@ -22,6 +21,8 @@ class DiskOptions:
     """Probability that a sync takes up to `stall_max_ns`."""
     stall_max_ns: int = 600 * MILLISECOND_NS
     read_max_ns: int = MILLISECOND_NS
+    inline: bool = False
+    """The disk counts as quick: small writes are synced on the node's own loop."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,31 @@ class NemesisOptions:
     """A node campaigns although its election did not say so: bad liveness decisions must never cost safety."""
     step_down: float = 0.0
     wall_clock_jump: float = 0.3
+    kill: float = 0.0
+    """SIGKILL: the process dies, what it wrote stays visible."""
+    crash_between_effects: float = 0.0
+    """The power of one node fails between two of its next writes, messages or answers."""
+    partial_cut: float = 0.0
+    """Two nodes lose each other, and all others see both."""
+    chain: float = 0.0
+    """The nodes are left in a row: each sees its neighbours only."""
+    hub: float = 0.0
+    """Only one node sees the others."""
+    flap: float = 0.0
+    """A link goes up and down a few times."""
+    swizzle: float = 0.0
+    """Nodes are cut off one by one, and come back in another order."""
+    fail_sync: float = 0.0
+    fail_write: float = 0.0
+    fail_read: float = 0.0
+    fill_disk: float = 0.0
+    rot: float = 0.0
+    """Bits flip, writes turn out lost or misdirected, on the disks that `rot_where` allows."""
+    lose_disk: float = 0.0
+    """One disk is lost for good, with everything on it."""
+    rot_where: str = "minority"
+    """"minority": on as many nodes as the cluster can lose, anything; "striped": on every node, but each slot's batch
+    on a minority only; "everywhere": on all nodes, so that the cluster may halt, but never lie."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +82,9 @@ class SimOptions:
     phase1_quorum: int = 0
     phase2_quorum: int = 0
     clients: int = 3
+    session_clients: int = 0
+    """Clients that run the shipped `fastpaxos.session` over connections; `clients` are independent ones."""
+    machine: str = "hashchain"
     duration_ns: int = 4_000 * MILLISECOND_NS
     tick_ns: int = 10 * MILLISECOND_NS
     heartbeat_interval_ms: int = 50
@@ -65,7 +94,14 @@ class SimOptions:
     turn_max_ns: int = 0
     """Longest time for which a node collects inputs before it takes its outputs; 0 = after every input."""
     apply_delay_max_ns: int = 0
-    """Longest time that a batch waits for the state machine."""
+    """Longest time for which the loop is busy after the state machine was called."""
+    apply_step_ns: int = 0
+    """What one look at the clock costs while commands are applied: beyond 0, batches are applied in slices."""
+    window_checks: float = 0.1
+    """Share of the turns after which the whole window of the replica is looked through."""
+    clock_drift_ppm: int = 200
+    core_only: bool = False
+    """The liveness phase heals a random quorum only; everything else stays as broken as it is."""
     window_slots: int = 64
     ring_slots: int = 256
     window_bytes: int = 16 << 10
@@ -73,83 +109,9 @@ class SimOptions:
     batch_capacity: int = 256
     segment_bytes: int = 8 << 10
     sessions_max: int = 64
+    result_bytes_per_session_max: int = 1 << 20
     links: LinkOptions = field(default_factory=LinkOptions)
     client_links: LinkOptions = field(default_factory=LinkOptions)
     disk: DiskOptions = field(default_factory=DiskOptions)
     client: ClientOptions = field(default_factory=ClientOptions)
     nemesis: NemesisOptions = field(default_factory=NemesisOptions)
-
-    @classmethod
-    def swarm(cls, random: Random, **overrides: object) -> SimOptions:
-        """Draw options: every kind of trouble is on in some runs and off in others, so that none hides another."""
-
-        def sometimes(value: float, share: float = 0.5) -> float:
-            return value if random.random() < share else 0.0
-
-        nodes = random.choice((3, 3, 3, 3, 5, 5, 2, 1))
-        phase1, phase2 = 0, 0
-        if nodes >= 3 and random.random() < 0.2:
-            phase2 = random.randint(1, nodes)
-            phase1 = nodes + 1 - phase2
-        values: dict[str, object] = {
-            "nodes": nodes,
-            "phase1_quorum": phase1,
-            "phase2_quorum": phase2,
-            "clients": random.randint(1, 4),
-            "turn_max_ns": random.choice((0, 0, MILLISECOND_NS)),
-            "apply_delay_max_ns": random.choice((0, 0, 5 * MILLISECOND_NS, 50 * MILLISECOND_NS)),
-            "window_slots": random.choice((16, 64, 256)),
-            "log_memory_bytes": random.choice((0, 4 << 10, 1 << 20)),
-            "segment_bytes": random.choice((4 << 10, 8 << 10, 64 << 10)),
-            "sessions_max": random.choice((64, 64, 64, 2)),
-            "links": LinkOptions(
-                delay_max_ns=random.choice((MILLISECOND_NS, 20 * MILLISECOND_NS)),
-                tail=sometimes(0.02),
-                loss=sometimes(random.uniform(0.0, 0.2)),
-                duplicate=sometimes(random.uniform(0.0, 0.3)),
-                reorder=sometimes(random.uniform(0.0, 0.3)),
-                replay=sometimes(0.02),
-            ),
-            "client_links": LinkOptions(
-                loss=sometimes(0.05), duplicate=sometimes(0.05), reorder=sometimes(0.1), replay=sometimes(0.02)
-            ),
-            "disk": DiskOptions(
-                sync_max_ns=random.choice((MILLISECOND_NS, 10 * MILLISECOND_NS, 50 * MILLISECOND_NS)),
-                stall=sometimes(0.01),
-            ),
-            "client": ClientOptions(
-                pipeline=random.choice((1, 4, 16)),
-                commands_per_block_max=random.choice((1, 8, 16)),
-                think_ns=random.choice((5, 20, 50)) * MILLISECOND_NS,
-                duplicate=sometimes(0.1),
-                reopen=sometimes(0.02, 0.3),
-            ),
-            "nemesis": NemesisOptions(
-                interval_ns=random.choice((50, 150, 500)) * MILLISECOND_NS,
-                crash=sometimes(1.0, 0.7),
-                crash_all=sometimes(0.3, 0.3),
-                partition=sometimes(1.0),
-                one_way_cut=sometimes(0.7),
-                isolate_leader=sometimes(1.0),
-                reset_connection=sometimes(1.0),
-                pause=sometimes(0.7),
-                campaign=sometimes(1.0, 0.4),
-                step_down=sometimes(0.5, 0.3),
-            ),
-        }
-        if random.random() < 0.3:
-            # Leaders that follow each other quickly, each cut off with its proposals half accepted.
-            values["nemesis"] = NemesisOptions(
-                interval_ns=random.choice((30, 100)) * MILLISECOND_NS,
-                crash=sometimes(0.3),
-                partition=2.0,
-                one_way_cut=sometimes(1.0),
-                isolate_leader=2.0,
-                heal=1.5,
-                reset_connection=0.5,
-                pause=sometimes(0.5),
-                campaign=3.0,
-            )
-        values["ring_slots"] = 4 * int(str(values["window_slots"]))
-        values.update(overrides)
-        return cls(**values)  # type: ignore[arg-type]

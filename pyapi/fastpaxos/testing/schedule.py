@@ -30,8 +30,12 @@ class Schedule:
         """Run `action` in `delay_ns` nanoseconds (0 or more)."""
         if delay_ns < 0:
             raise ValueError(f"delay_ns is {delay_ns}; an event cannot lie in the past")
+        self.at(self.now_ns + delay_ns, action)
+
+    def at(self, time_ns: int, action: Callable[[], None]) -> None:
+        """Run `action` at `time_ns`, which does not lie in the past."""
         self._number += 1
-        heapq.heappush(self._heap, (self.now_ns + delay_ns, self.random.getrandbits(32), self._number, action))
+        heapq.heappush(self._heap, (time_ns, self.random.getrandbits(32), self._number, action))
 
     def run_until(self, time_ns: int, stop: Callable[[], bool] | None = None) -> bool:
         """Run events up to and including `time_ns`; return True as soon as `stop()` holds, else False at the end."""

@@ -1,0 +1,126 @@
+"""Connections of simulated nodes: what `fastpaxos.transport` is to a real one.
+
+A connection belongs to one life of both of its ends. Frames travel through `SimNetwork`; who may connect is decided by
+the code that real nodes use (`fastpaxos.handshake`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from fastpaxos.handshake import Hello
+from fastpaxos_core.messages import decode_message
+from fastpaxos_core.wire import Frame, FrameType, FrameWriter
+
+from .network import parse_frames
+
+if TYPE_CHECKING:
+    from .node import SimNode
+
+__all__ = ["ClientLink", "PeerLink", "SimTransport"]
+
+
+class PeerLink:
+    """A node's end of a connection to a peer."""
+
+    def __init__(self, node: SimNode, peer: int, epoch: int, hello: Hello) -> None:
+        self.node = node
+        self.peer = peer
+        self.epoch = epoch
+        self.hello = hello
+        self.closed = False
+
+    def send(self, buffers: list[bytes]) -> None:
+        """Send whole frames; each one may be the last thing that this process does."""
+        node = self.node
+        if self.closed or not node.running:
+            return
+        cluster = node.cluster
+        for data, frame in parse_frames(buffers[0] if len(buffers) == 1 else b"".join(buffers)):
+            node.effect()
+            if frame.type != FrameType.CONTROL:
+                message = decode_message(frame)
+                replica = node.replica
+                promised = replica.promised_ballot if replica is not None else 0
+                cluster.checker.sent(node.node_id, node.boot, message, promised)
+                cluster.marks[f"sent_{message['message']}"] += 1
+            cluster.send(node.node_id, self.peer, self.epoch, data, frame)
+
+
+class ClientLink:
+    """A node's end of a connection to a client."""
+
+    def __init__(self, node: SimNode, client: int, epoch: int) -> None:
+        self.node = node
+        self.client = client
+        self.epoch = epoch
+        self.closed = False
+        self.inflight: dict[bytes, int] = {}
+        self.inflight_bytes = 0
+        self._is_held = False
+        self._waiting: deque[Frame] = deque()
+
+    def send(self, buffers: list[bytes]) -> None:
+        """Send whole frames."""
+        node = self.node
+        if self.closed or not node.running:
+            return
+        for data, frame in parse_frames(b"".join(buffers)):
+            node.effect()
+            node.cluster.send_to_client(node.node_id, self.client, self.epoch, data, frame)
+
+    def pause(self) -> None:
+        """Take nothing from this client until `resume`."""
+        self._is_held = True
+
+    def resume(self) -> None:
+        """Take what has waited, until there is too much again."""
+        self._is_held = False
+        while self._waiting and not self._is_held and not self.closed:
+            self.node.switchboard.client_frame(self, self._waiting.popleft())
+
+    def receive(self, frame: Frame) -> None:
+        """A frame of the client."""
+        if self._is_held:
+            self.node.cluster.marks["client_held"] += 1
+            self._waiting.append(frame)
+        else:
+            self.node.switchboard.client_frame(self, frame)
+
+
+class SimTransport:
+    """The connections of one life of a node. The switchboard's view of the network."""
+
+    def __init__(self, node: SimNode) -> None:
+        self._node = node
+        self.peers: dict[int, PeerLink] = {}
+        self.clients: list[ClientLink] = []
+        self.writer = FrameWriter(0, 0, 0)
+        self.identity_changed()
+
+    def sweep(self, _now_ns: int) -> None:
+        """Deadlines of connections; the network has its own here."""
+
+    def identity_changed(self) -> None:
+        """The node was founded: all connections start anew."""
+        own = self._node.identity
+        self.writer = FrameWriter(own.node_id, own.incarnation, own.boot, own.cluster_id)
+        for peer, link in list(self.peers.items()):
+            self._node.cluster.drop_connection(self._node.node_id, peer)
+            self._node.peer_down(peer, link.epoch)
+        for client in list(self.clients):
+            self._node.cluster.drop_client(self._node.node_id, client)
+
+    def client_link(self, client: int, epoch: int) -> ClientLink | None:
+        """The connection of a client, if it stands."""
+        return next((link for link in self.clients if link.client == client and link.epoch == epoch), None)
+
+    def abort_all(self) -> None:
+        """The process is gone."""
+        for link in self.peers.values():
+            link.closed = True
+        for client in self.clients:
+            client.closed = True
+        self.peers.clear()
+        self.clients.clear()
