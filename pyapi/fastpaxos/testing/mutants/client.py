@@ -195,9 +195,9 @@ MUTANTS = (
         "frames on a connection may name another sender",
         (
             package(
-                "connection",
-                "frame.sender != ",
-                "not mutant(356) and frame.sender != ",
+                "handshake",
+                "    if (\n        frame.incarnation != incarnation\n",
+                "    if not mutant(356) and (\n        frame.incarnation != incarnation\n",
             ),
         ),
         rows=(56,),

@@ -16,10 +16,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from random import Random
 from typing import Any
 
-from fastpaxos.testing import SimCluster, SimOptions
+from fastpaxos.testing import SimCluster
+from fastpaxos.testing.swarm import draw_options
 
 from .catalogue import find
 from .source import ENVIRONMENT_NAME
@@ -34,17 +34,17 @@ class Hang(Exception):  # noqa: N818 - it says what happened
     """The simulated cluster goes round in circles."""
 
 
-def run_seed(seed: int, options: dict[str, object], events_max: int = EVENTS_MAX) -> int:
+def run_seed(seed: int, options: dict[str, Any], events_max: int = EVENTS_MAX) -> int:
     """Run one seed with these settings; return how many events it had. Raises whatever a checker or the code finds."""
-    cluster = SimCluster(seed, SimOptions.swarm(Random(seed), **options))
-    schedule, after = cluster.schedule, cluster.schedule.after
+    cluster = SimCluster(seed, draw_options(seed, **options))
+    schedule, at = cluster.schedule, cluster.schedule.at
 
-    def bounded(delay_ns: int, action: Callable[[], None]) -> None:
+    def bounded(time_ns: int, action: Callable[[], None]) -> None:
         if schedule.events_run > events_max:
             raise Hang(f"more than {events_max} events in {schedule.now_ns // 1_000_000} ms of virtual time")
-        after(delay_ns, action)
+        at(time_ns, action)
 
-    schedule.after = bounded  # type: ignore[method-assign]
+    schedule.at = bounded  # type: ignore[method-assign]
     cluster.run()
     return schedule.events_run
 
