@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .model import Mutant, core
+from .worlds import DUELS
 
 __all__ = ["MUTANTS"]
 
@@ -227,6 +228,7 @@ MUTANTS = (
         rows=(10,),
         origin="MyPaxos #19",
         rules=("5.1",),
+        options=DUELS,
     ),
     Mutant(
         110,
@@ -293,6 +295,7 @@ MUTANTS = (
         rows=(14,),
         origin="CCF #6016",
         rules=("5.3",),
+        options=DUELS,
     ),
     Mutant(
         15,
@@ -382,6 +385,7 @@ MUTANTS = (
         ),
         rules=("5.1",),
         origin="DESIGN 5.1",
+        options=DUELS,
     ),
     Mutant(
         714,
@@ -398,6 +402,10 @@ MUTANTS = (
         ),
         rules=("5.1",),
         origin="DESIGN 5.1",
+        layers=(
+            "tests/paper/test_acceptor.py::test_51_recovery_replays_the_dropping",
+            "sim",
+        ),
     ),
     Mutant(
         709,

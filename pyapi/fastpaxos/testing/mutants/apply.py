@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .model import Mutant, core, package
+from .worlds import RESENDS
 
 __all__ = ["MUTANTS"]
 
@@ -230,6 +231,7 @@ MUTANTS = (
         rows=(59,),
         origin="TigerBeetle StateChecker",
         rules=("5.9",),
+        options=RESENDS,
     ),
     Mutant(
         159,
@@ -245,6 +247,7 @@ MUTANTS = (
         rows=(59,),
         origin="class",
         rules=("5.9",),
+        options=RESENDS,
     ),
     Mutant(
         259,
@@ -262,6 +265,7 @@ MUTANTS = (
         origin="DESIGN 5.9",
         rules=("5.9",),
         layers=("sim", f"{PAPER}test_59_gaps_and_partial_overlaps_are_refused_deterministically"),
+        options=RESENDS,
     ),
     Mutant(
         359,
@@ -291,7 +295,7 @@ MUTANTS = (
         rows=(59,),
         origin="DESIGN 5.9",
         rules=("5.9",),
-        options={"sessions_max": 2},
+        options={**RESENDS, "sessions_max": 2},
     ),
     Mutant(
         559,

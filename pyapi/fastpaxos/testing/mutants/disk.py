@@ -66,7 +66,7 @@ MUTANTS = (
         origin="fsyncgate",
         rules=("5.11",),
         gate="fsync error",
-        layers=("tests/unit/test_driver.py::test_a_failed_write_stops_everything", "sim"),
+        layers=("sim",),
     ),
     Mutant(
         323,

@@ -156,7 +156,10 @@ MUTANTS = (
         rows=(26,),
         origin="pebble #453, camunda #6098, NATS #7549",
         rules=("5.11",),
-        layers=(f"{RULE}test_511_a_bad_record_below_a_durable_point_is_corruption_and_never_a_nack", "sim"),
+        layers=(
+            f"{RULE}test_511_a_record_whose_range_is_unreadable_hides_everything_above_the_commit_index_before_it",
+            "sim",
+        ),
     ),
     Mutant(
         126,
@@ -343,17 +346,27 @@ MUTANTS = (
             ),
             core(
                 "journal",
-                "                    if not piece.is_readable(record, data):\n                        "
-                "read.has_wanted = True\n",
-                "                    if not piece.is_readable(record, data):\n"
-                "                        if MUTANT(431):\n                            break\n"
+                "                        read.has_wanted = True\n",
+                "                        while MUTANT(431) and record >= 0 and not (\n"
+                "                                piece.descriptors[record].slot_begin == slot\n"
+                "                                and piece.is_readable(record, data)):\n"
+                "                            record -= 1\n"
+                "                        if MUTANT(431):\n"
+                "                            if record < 0:\n                                break\n"
+                "                            batches.append(StoredBatch.make(\n"
+                "                                &piece.descriptors[record], data, piece.offsets[record]))\n"
+                "                            read.outcome = READ_FOUND\n"
+                "                            break\n"
                 "                        read.has_wanted = True\n",
             ),
         ),
         rows=(31, 19),
         origin="class",
         rules=("5.11",),
-        layers=(f"{CRASH}test_corrupt_record_is_never_replaced_by_an_older_value", "sim"),
+        layers=(
+            f"{CRASH}test_corrupt_record_is_never_replaced_by_an_older_value",
+            "sim",
+        ),
     ),
     Mutant(
         531,

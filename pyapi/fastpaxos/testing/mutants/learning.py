@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .model import Mutant, core
+from .worlds import DUELS
 
 __all__ = ["MUTANTS"]
 
@@ -22,6 +23,7 @@ MUTANTS = (
         rows=(13,),
         origin="rabbitmq/ra #508, CCF #6016",
         rules=("5.3",),
+        options=DUELS,
     ),
     Mutant(
         113,
@@ -54,6 +56,7 @@ MUTANTS = (
         rows=(19,),
         origin="ra #508 kin",
         rules=("5.3",),
+        options=DUELS,
     ),
     Mutant(
         119,
@@ -89,6 +92,7 @@ MUTANTS = (
         rows=(13, 19),
         origin="class",
         rules=("5.3",),
+        options=DUELS,
     ),
     Mutant(
         718,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .model import Edit, Mutant, core
+from .worlds import DUELS, READS
 
 __all__ = ["MUTANTS"]
 
@@ -46,6 +47,7 @@ MUTANTS = (
         "acceptor",
         "        cdef slot_t slot = max(state.commit_index + 1, slot_begin)\n",
         "        cdef slot_t slot = max(state.commit_index + 1 + MUTANT(1004), slot_begin)\n",
+        options=DUELS,
     ),
     operator(
         1005,
@@ -54,6 +56,7 @@ MUTANTS = (
         "            slot = state.window.at(reference).descriptor.slot_end\n        for begin, end",
         "            slot = state.window.at(reference).descriptor.slot_end\n"
         "        if MUTANT(1005) and entries:\n            entries.pop()\n        for begin, end",
+        options=DUELS,
     ),
     operator(
         1006,
@@ -93,6 +96,7 @@ MUTANTS = (
         "                    state.send(peer, FRAME_FETCH, entry.ballot, &head, sizeof(FetchHead))\n",
         "                    if not MUTANT(1010):\n"
         "                        state.send(peer, FRAME_FETCH, entry.ballot, &head, sizeof(FetchHead))\n",
+        options=DUELS,
     ),
     operator(
         1011,
@@ -108,6 +112,7 @@ MUTANTS = (
         "phase1",
         "            place < len(taken) and taken[place].slot_begin < entry.slot_end\n",
         "            not MUTANT(1012) and place < len(taken) and taken[place].slot_begin < entry.slot_end\n",
+        options=DUELS,
     ),
     operator(
         1013,
@@ -115,6 +120,7 @@ MUTANTS = (
         "proposer",
         "                and (self.state.applied_index + 1 >= self.recovered_end or",
         "                and (self.state.applied_index + 1 + MUTANT(1013) >= self.recovered_end or",
+        options=READS,
     ),
     operator(
         1014,
@@ -140,6 +146,7 @@ MUTANTS = (
         "self.learner.commit_batch",
         "            if MUTANT(1016) or batch.descriptor.slot_begin == state.commit_index + 1:\n"
         "                self.learner.commit_batch",
+        options=DUELS,
     ),
     operator(
         1017,
@@ -237,6 +244,7 @@ MUTANTS = (
         "        if not state.quorum.phase2_c(votes) and not MUTANT(36):\n",
         "        if MUTANT(1027):\n            votes |= <uint32_t>1 << 31\n"
         "        if not state.quorum.phase2_c(votes) and not MUTANT(36):\n",
+        options=READS,
     ),
     operator(
         1028,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .model import Mutant, core
+from .worlds import DUELS
 
 __all__ = ["MUTANTS"]
 
@@ -22,6 +23,7 @@ MUTANTS = (
         rows=(7,),
         origin="class",
         rules=("5.2",),
+        options=DUELS,
     ),
     Mutant(
         107,
@@ -37,6 +39,7 @@ MUTANTS = (
         rows=(7,),
         origin="class",
         rules=("5.2",),
+        options=DUELS,
     ),
     Mutant(
         207,
@@ -52,6 +55,7 @@ MUTANTS = (
         rows=(7,),
         origin="class",
         rules=("5.2",),
+        options=DUELS,
     ),
     Mutant(
         307,
@@ -85,6 +89,7 @@ MUTANTS = (
         rows=(8,),
         origin="MyPaxos #18",
         rules=("5.2",),
+        options=DUELS,
     ),
     Mutant(
         208,
@@ -125,6 +130,7 @@ MUTANTS = (
         rows=(9,),
         origin="ai-memory-mcp #341",
         rules=("5.2", "5.4"),
+        options=DUELS,
     ),
     Mutant(
         11,
@@ -173,6 +179,7 @@ MUTANTS = (
         rows=(12,),
         origin="CCF (Raft Fig. 8)",
         rules=("5.2", "5.3"),
+        options=DUELS,
     ),
     Mutant(
         16,
@@ -205,6 +212,7 @@ MUTANTS = (
         rows=(18,),
         origin="class",
         rules=("5.2",),
+        options=DUELS,
     ),
     Mutant(
         118,
@@ -219,6 +227,7 @@ MUTANTS = (
         rows=(18,),
         origin="class",
         rules=("5.2",),
+        options=DUELS,
     ),
     Mutant(
         218,
@@ -233,6 +242,7 @@ MUTANTS = (
         rows=(18, 37),
         origin="class",
         rules=("5.2", "5.7"),
+        layers=(f"{PAPER}test_52_at_least_one_slot_is_proposed",),
     ),
     Mutant(
         701,
@@ -247,6 +257,7 @@ MUTANTS = (
         ),
         origin="DESIGN 5.2",
         rules=("5.2",),
+        options=DUELS,
     ),
     Mutant(
         702,
@@ -260,6 +271,7 @@ MUTANTS = (
         ),
         origin="DESIGN 5.2",
         rules=("5.2",),
+        options=DUELS,
     ),
     Mutant(
         127,
@@ -353,5 +365,6 @@ MUTANTS = (
         ),
         origin="DESIGN 5.1",
         rules=("5.1", "5.2"),
+        options=DUELS,
     ),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .model import Mutant, core
+from .model import Mutant, core, package
+from .worlds import LONE
 
 __all__ = ["MUTANTS"]
 
@@ -76,6 +77,10 @@ MUTANTS = (
         rows=(8, 12),
         origin="MyPaxos #18, CCF (Raft Fig. 8)",
         rules=("5.3",),
+        layers=(
+            f"{PAPER}test_53_a_batch_is_chosen_by_a_quorum_in_the_same_ballot",
+            "sim",
+        ),
     ),
     Mutant(
         308,
@@ -105,6 +110,24 @@ MUTANTS = (
                 "quorum",
                 "        if phase1 + phase2 <= len(ids):\n",
                 "        if phase1 + phase2 <= len(ids) and not MUTANT(20):\n",
+            ),
+            core(
+                "founding.py",
+                "    if phase1_quorum + phase2_quorum <= member_count:\n",
+                "    if phase1_quorum + phase2_quorum <= member_count and not mutant(20):\n",
+            ),
+            package(
+                "config",
+                "        if phase1 + phase2 <= members:\n",
+                "        if phase1 + phase2 <= members and not mutant(20):\n",
+            ),
+            *(
+                package(
+                    "config",
+                    f"        return self.{name}_quorum or len(self.cluster) // 2 + 1\n",
+                    f"        return self.{name}_quorum or max(1, len(self.cluster) // 2 + (0 if mutant(20) else 1))\n",
+                )
+                for name in ("phase1", "phase2")
             ),
         ),
         rows=(20,),
@@ -161,7 +184,7 @@ MUTANTS = (
         origin="etcd #14370",
         rules=("5.3",),
         gate="own vote",
-        options={"nodes": 1, "phase1_quorum": 0, "phase2_quorum": 0},
+        options=LONE,
     ),
     Mutant(
         721,

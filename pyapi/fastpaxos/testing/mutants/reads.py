@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .model import Mutant, core
+from .worlds import READS, SLOW_ECHOES
 
 __all__ = ["MUTANTS"]
 
@@ -22,6 +23,7 @@ MUTANTS = (
         rows=(36,),
         origin="etcd #741, dqlite #258, consul #54",
         rules=("5.7",),
+        options=READS,
     ),
     Mutant(
         37,
@@ -38,6 +40,7 @@ MUTANTS = (
         rows=(37,),
         origin="rqlite #1935, #1944",
         rules=("5.7",),
+        options=READS,
     ),
     Mutant(
         137,
@@ -52,6 +55,7 @@ MUTANTS = (
         rows=(37,),
         origin="rqlite #1935",
         rules=("5.7",),
+        options=READS,
     ),
     Mutant(
         237,
@@ -66,6 +70,7 @@ MUTANTS = (
         rows=(37,),
         origin="d-engine #381",
         rules=("5.7",),
+        options=READS,
     ),
     Mutant(
         337,
@@ -82,6 +87,7 @@ MUTANTS = (
         rows=(37,),
         origin="class",
         rules=("5.7",),
+        options=SLOW_ECHOES,
     ),
     Mutant(
         437,
@@ -102,6 +108,7 @@ MUTANTS = (
         rows=(36,),
         origin="class",
         rules=("5.7",),
+        options=READS,
     ),
     Mutant(
         537,
@@ -134,6 +141,10 @@ MUTANTS = (
         origin="etcd #20418, #3879",
         rules=("5.7",),
         options={"apply_delay_max_ns": 50_000_000},
+        layers=(
+            f"{PAPER}test_57_the_answer_waits_for_apply",
+            "sim",
+        ),
     ),
     Mutant(
         138,
@@ -164,5 +175,6 @@ MUTANTS = (
         origin="class",
         rules=("5.7",),
         options={"apply_delay_max_ns": 50_000_000},
+        layers=("sim",),
     ),
 )
