@@ -8,6 +8,7 @@ TEST_JOBS ?= 2
 DEMO ?=
 BENCH ?=
 SIM ?= --seed 1 --count 200 --quiet
+MUTANTS ?= --base-seeds 20 --document docs/mutants.md
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -26,7 +27,7 @@ SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build build-checked build-mutants test test-all check format sim bench bench-instructions demo annotate coverage asan docs dist clean
+.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions demo annotate coverage asan docs dist clean
 
 help:  ## print the recipes
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 27
@@ -62,6 +63,9 @@ format: $(STAMPS)/venv  ## let ruff rewrite the Python files in the project's st
 
 sim: build  ## run simulated clusters by seed (SIM="--seed 1 --count 1000")
 	$(BIN)/python -P -m fastpaxos.testing $(SIM)
+
+mutants: build-mutants  ## plant every fault in turn and see that it is found (MUTANTS="--only 2,17")
+	$(BIN)/fastpaxos sim mutants $(MUTANTS)
 
 bench: build  ## run the benchmark suite; every benchmark also checks its own result
 	$(call pytest,release,$(RELEASE)) bench -o python_files="bench_*.py" --benchmark-only $(BENCH)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ SEEDS_MAX = 1_000
 CONTROL_SEEDS = 50
 SECONDS_MAX = 900.0
 PYTEST_FAILED = 1
+PROBE = "fastpaxos.testing.mutants.probe"
 
 
 def source_root() -> Path:
@@ -68,23 +70,47 @@ class Runner:
             )
 
     def run(self, active: tuple[int, ...], layer: str, base_seed: int = 0) -> Outcome:
-        """Run one mutant in one layer; confirm that a kill is owed to the mutant."""
-        outcome = self._simulate(active, base_seed) if layer == SIMULATION else self._pytest(active, layer)
-        if outcome.verdict != "killed":
-            return outcome
-        if layer == SIMULATION:
-            seed = outcome.seed or base_seed
-            control = self._simulate((), seed, count=1, like=active)
-        else:
-            control = self._pytest((), layer)
-        if control.verdict == "survived":
-            return outcome
-        text = f"fails without the mutant as well ({control.checker}: {control.error})"
-        return Outcome(active, layer, base_seed, "invalid", error=text, seconds=outcome.seconds, replay=control.replay)
+        """Run one mutant in one layer. A kill is believed once `confirm` has seen the same run without the mutant."""
+        return self._simulate(active, base_seed) if layer == SIMULATION else self._pytest(active, [layer])
+
+    def confirm(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+        """Run everything that killed once more, without a mutant: a kill whose run fails all the same is invalid."""
+        outcomes = list(outcomes)
+        kills = [outcome for outcome in outcomes if outcome.active and outcome.verdict == "killed"]
+        faults = self._faults_of_seeds([outcome for outcome in kills if outcome.layer == SIMULATION])
+        faults.update(self._faults_of_tests([outcome for outcome in kills if outcome.layer != SIMULATION]))
+        return [
+            replace(outcome, verdict="invalid", error=f"fails without the mutant as well: {faults[id(outcome)]}")
+            if id(outcome) in faults
+            else outcome
+            for outcome in outcomes
+        ]
+
+    def _faults_of_seeds(self, kills: Sequence[Outcome]) -> dict[int, str]:
+        names = [f"{','.join(map(str, kill.active))}:{kill.seed or kill.base_seed}" for kill in kills]
+        if not names:
+            return {}
+        code, output, errors, _ = self._call((), ["-m", PROBE, "--confirm", " ".join(names)])
+        if code:
+            return dict.fromkeys(map(id, kills), errors[-500:])
+        found: list[str] = json.loads(output.splitlines()[-1])
+        return {id(kill): error for kill, error in zip(kills, found, strict=True) if error}
+
+    def _faults_of_tests(self, kills: Sequence[Outcome]) -> dict[int, str]:
+        nodes = [*dict.fromkeys(kill.layer for kill in kills)]
+        if not nodes or self._pytest((), nodes).verdict == "survived":
+            return {}
+        # Some test fails: one by one they say which.
+        controls = {node: self._pytest((), [node]) for node in nodes}
+        return {
+            id(kill): f"{control.checker} {control.error}"
+            for kill in kills
+            if (control := controls[kill.layer]).verdict != "survived"
+        }
 
     def control(self, count: int = CONTROL_SEEDS) -> Outcome:
         """Seeds without any mutant: they must be clean."""
-        return self._simulate((), 0, count=count)
+        return self._simulate((), 0, count)
 
     def _environment(self, active: tuple[int, ...]) -> dict[str, str]:
         return {
@@ -113,10 +139,8 @@ class Runner:
         library = self.library.relative_to(self.root)
         return f"{ENVIRONMENT_NAME}={','.join(map(str, active))} PYTHONPATH={library} python {' '.join(arguments)}"
 
-    def _simulate(self, active: tuple[int, ...], seed: int, *, count: int = 0, like: tuple[int, ...] = ()) -> Outcome:
-        module = ["-m", "fastpaxos.testing.mutants.probe"]
-        likeness = ["--like", ",".join(map(str, like))] if like else []
-        arguments = [*module, "--seed", str(seed), "--count", str(count or self.seeds_max), *likeness]
+    def _simulate(self, active: tuple[int, ...], seed: int, count: int = 0) -> Outcome:
+        arguments = ["-m", PROBE, "--seed", str(seed), "--count", str(count or self.seeds_max)]
         code, output, errors, seconds = self._call(active, arguments)
         replay = self._replay(active, arguments)
         if code is None or code < 0:
@@ -127,15 +151,16 @@ class Runner:
         found: Mapping[str, Any] = json.loads(output.splitlines()[-1])
         if not found["killed"]:
             return Outcome(active, SIMULATION, seed, "survived", seeds=found["seeds"], seconds=seconds)
-        replay = self._replay(active, [*module, "--seed", str(found["seed"]), "--count", "1", *likeness])
+        replay = self._replay(active, ["-m", PROBE, "--seed", str(found["seed"]), "--count", "1"])
         return Outcome(
             active, SIMULATION, seed, "killed", found["checker"], found["seeds"], found["seed"], found["seconds"],
             found["error"], replay,
         )  # fmt: skip
 
-    def _pytest(self, active: tuple[int, ...], node: str) -> Outcome:
+    def _pytest(self, active: tuple[int, ...], nodes: Sequence[str]) -> Outcome:
+        node = " ".join(nodes)
         folders = f"pythonpath={self.library.relative_to(self.root)} tests"
-        arguments = ["-m", "pytest", "-q", "-x", "--no-header", "-o", folders, node]
+        arguments = ["-m", "pytest", "-q", "-x", "--no-header", "-o", folders, *nodes]
         code, output, errors, seconds = self._call(active, arguments)
         replay = self._replay(active, ["-m", "pytest", "-o", f"'{folders}'", node])
         if code is None or code < 0:
@@ -210,4 +235,4 @@ def run_mutants(
             for outcome in future.result():
                 outcomes.append(outcome)
                 progress(outcome)
-    return Campaign(chosen, outcomes, time.monotonic() - started, base_seeds, seeds_max)
+    return Campaign(chosen, runner.confirm(outcomes), time.monotonic() - started, base_seeds, seeds_max)

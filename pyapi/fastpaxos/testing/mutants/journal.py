@@ -292,7 +292,7 @@ MUTANTS = (
         rows=(31,),
         origin="TigerBeetle #2711",
         rules=("5.11",),
-        layers=(f"{CRASH}test_misdirected_write_is_never_taken_for_the_one_that_belongs_there", "sim"),
+        layers=(f"{UNIT}test_a_good_block_of_another_batch_is_not_read_in_its_place", "sim"),
     ),
     Mutant(
         231,

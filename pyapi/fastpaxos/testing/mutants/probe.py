@@ -70,17 +70,33 @@ def probe(seed: int, count: int, options: dict[str, object]) -> dict[str, Any]:
     return {**outcome, "events": events, "seconds": round(time.monotonic() - started, 3)}
 
 
+def options_of(name: str) -> dict[str, Any]:
+    """The settings of the mutant or pair of this name, "17" or "2,16"; none for ""."""
+    return dict(find(tuple(map(int, name.split(",")))).options) if name else {}
+
+
+def confirm(names: list[str]) -> list[str]:
+    """Run each "mutant:seed" with the settings of the mutant; return what each failed with, "" where it did not."""
+    errors = []
+    for name in names:
+        mutant, _, seed = name.partition(":")
+        errors.append(probe(int(seed), 1, options_of(mutant)).get("error", ""))
+    return errors
+
+
 def main() -> int:
     """Parse the arguments and print the outcome."""
     parser = argparse.ArgumentParser(prog="python -m fastpaxos.testing.mutants.probe")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--count", type=int, required=True)
-    parser.add_argument("--like", default="", help="take the settings of this mutant or pair (the one that is on)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--confirm", default="", help="instead: run these (mutant:seed ...) and list their errors")
     chosen = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    name = chosen.like or os.environ.get(ENVIRONMENT_NAME, "")
-    options = dict(find(tuple(map(int, name.split(",")))).options) if name else {}
-    print(json.dumps(probe(chosen.seed, chosen.count, options)))
+    if chosen.confirm:
+        print(json.dumps(confirm(chosen.confirm.split())))
+    else:
+        options = options_of(os.environ.get(ENVIRONMENT_NAME, ""))
+        print(json.dumps(probe(chosen.seed, chosen.count, options)))
     return 0
 
 

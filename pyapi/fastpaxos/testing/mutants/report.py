@@ -1,4 +1,4 @@
-"""What a mutation campaign found: who was killed by whom after how many seeds, as JSON and as a table."""
+"""What a mutation campaign found: who was killed by whom after how many seeds, and whether it can be believed."""
 
 from __future__ import annotations
 
@@ -111,40 +111,7 @@ class Campaign:
             "outcomes": [asdict(outcome) for outcome in self.outcomes],
         }
 
-    def to_markdown(self) -> str:
-        """One line per mutant: what it is, what it repeats, who killed it, after how many seeds."""
-        lines = [
-            "| # | Fault | Rows | Rules, gate | Killed by | Seeds: median | p95 |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        chosen = sorted(self.chosen, key=lambda each: (isinstance(each, Pair), each.active))
-        lines += [f"| {' | '.join(self._cells(each))} |" for each in chosen]
-        return "\n".join(lines) + "\n"
-
-    def _cells(self, each: Mutant | Pair) -> list[str]:
-        seeds = self.seeds_to_kill(each)
-        killers = sorted({_killer(o) for o in self.of(each.active) if o.verdict == "killed"})
-        rows, marks = "", "pair"
-        if isinstance(each, Mutant):
-            rows = ", ".join(map(str, each.rows)) or each.origin
-            marks = ", ".join([*each.rules, *([f"gate: {each.gate}"] if each.gate else [])])
-        return [
-            " + ".join(map(str, each.active)),
-            each.title,
-            rows,
-            marks,
-            "; ".join(killers) if self.is_killed(each) else "**survived**",
-            f"{median(seeds):g}" if seeds else "",
-            f"{percentile(seeds, 95)}" if seeds else "",
-        ]
-
 
 def percentile(numbers: Sequence[int], share: int) -> int | None:
     """The smallest of the sorted numbers that `share` percent of them do not exceed; None when there are none."""
     return numbers[math.ceil(len(numbers) * share / 100) - 1] if numbers else None
-
-
-def _killer(outcome: Outcome) -> str:
-    if outcome.layer == SIMULATION:
-        return f"sim: {outcome.checker}"
-    return f"`{outcome.checker.removeprefix('tests/')}`" if "::" in outcome.checker else f"`{outcome.layer}`"
