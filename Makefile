@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 TEST_JOBS ?= 2
 DEMO ?=
 BENCH ?=
-SIM ?= --seed 1 --count 200 --quiet
+SIM ?= --seeds 1000 --jobs $(JOBS)
 MUTANTS ?= --base-seeds 20 --document docs/mutants.md
 PYTEST_ARGS ?=
 
@@ -61,8 +61,8 @@ format: $(STAMPS)/venv  ## let ruff rewrite the Python files in the project's st
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
-sim: build  ## run simulated clusters by seed (SIM="--seed 1 --count 1000")
-	$(BIN)/python -P -m fastpaxos.testing $(SIM)
+sim: build  ## run simulated clusters by seed (SIM="--seeds 5000 --from 1 --jobs 2 --json")
+	$(BIN)/fastpaxos sim run $(SIM)
 
 mutants: build-mutants  ## plant every fault in turn and see that it is found (MUTANTS="--only 2,17")
 	$(BIN)/fastpaxos sim mutants $(MUTANTS)

@@ -2,7 +2,8 @@
 
 Jobs are carried out strictly in order, each synced before the next one begins: recovery rests on it. What a job needs
 (iovec array, names, pinned buffers) is built under the GIL beforehand. Any error is final: after a failed write or
-fsync nobody knows what is on the disk, so everything after it is refused, and no sync is ever tried again.
+fsync nobody knows what is on the disk, so everything after it is refused, and no sync is ever tried again. An open or a
+write that was interrupted has done nothing, and is continued; an interrupted sync is a failed one.
 """
 
 import os
@@ -51,8 +52,7 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t pwritev(int descriptor, const iovec* parts, int count, int64_t offset)
 
 cdef extern from "<fcntl.h>" nogil:
-    int O_RDWR, O_RDONLY, O_CREAT, O_TRUNC, O_CLOEXEC, O_DIRECTORY
-    int open(const char* path, int flags, ...)
+    int AT_FDCWD, O_RDWR, O_RDONLY, O_CREAT, O_TRUNC, O_CLOEXEC, O_DIRECTORY
     int openat(int directory, const char* path, int flags, ...)
     int fallocate(int descriptor, int mode, int64_t offset, int64_t size)
 
@@ -134,8 +134,9 @@ cdef struct WriterState:
     char[NAME_BYTES] segment_name
     bint durable
     int error                       # the first error, final
-    uint64_t spare_wanted           # size of the segment to prepare, 0 = none; guarded by lock
-    uint64_t spare_bytes            # size of the one prepared, 0 = none; guarded by lock
+    # Invariant: one of these two is 0. Guarded by lock.
+    uint64_t spare_wanted           # size of the segment to prepare, 0 = none
+    uint64_t spare_bytes            # size of the one prepared, 0 = none
     int spare
 
 
@@ -143,6 +144,14 @@ cdef int64_t monotonic_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef int open_at(int directory, const char* name, int flags) noexcept nogil:
+    """Descriptor of a file, or -1 with errno."""
+    cdef int descriptor = openat(directory, name, flags | O_CLOEXEC, 0o600)
+    while descriptor < 0 and errno == EINTR:
+        descriptor = openat(directory, name, flags | O_CLOEXEC, 0o600)
+    return descriptor
 
 
 cdef int write_all(int descriptor, iovec* parts, int count, uint64_t offset) noexcept nogil:
@@ -176,7 +185,10 @@ cdef int reserve(int descriptor, uint64_t size) noexcept nogil:
             continue
         if errno != EOPNOTSUPP:
             return errno
-        return errno if ftruncate(descriptor, <int64_t>size) != 0 else 0
+        while ftruncate(descriptor, <int64_t>size) != 0:
+            if errno != EINTR:
+                return errno
+        return 0
     return 0
 
 
@@ -200,7 +212,7 @@ cdef int create_segment(WriterState* state, Job* job) noexcept nogil:
         state.segment = state.spare
     pthread_mutex_unlock(&state.lock)
     if not is_prepared:
-        state.segment = openat(state.directory, temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        state.segment = open_at(state.directory, temporary, O_RDWR | O_CREAT | O_TRUNC)
         if state.segment < 0:
             return fail(job, STAGE_OPEN, errno)
         error = reserve(state.segment, job.segment_bytes)
@@ -230,7 +242,7 @@ cdef int enter_segment(WriterState* state, Job* job) noexcept nogil:
     if job.header.buf != NULL:
         error = create_segment(state, job)
     else:
-        state.segment = openat(state.directory, job.segment_name, O_RDWR | O_CLOEXEC)
+        state.segment = open_at(state.directory, job.segment_name, O_RDWR)
         if state.segment < 0:
             return fail(job, STAGE_OPEN, errno)
         # Recovery makes its segment without room on the disk, so that a start is cheap.
@@ -264,7 +276,7 @@ cdef int carry_out(WriterState* state, Job* job) noexcept nogil:
 
 cdef int prepare_spare(WriterState* state, uint64_t size) noexcept nogil:
     """Make a file for the next segment while there is nothing else to do. Going without one is no error."""
-    cdef int descriptor = openat(state.directory, SPARE_NAME, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+    cdef int descriptor = open_at(state.directory, SPARE_NAME, O_RDWR | O_CREAT | O_TRUNC)
     if descriptor < 0:
         return 0
     if reserve(descriptor, size) != 0 or (state.durable and fsync(descriptor) != 0):
@@ -274,6 +286,9 @@ cdef int prepare_spare(WriterState* state, uint64_t size) noexcept nogil:
     pthread_mutex_lock(&state.lock)
     state.spare = descriptor
     state.spare_bytes = size
+    # An inline write may have asked again meanwhile. Making another one would empty this one, perhaps just when its
+    # first write is going into it.
+    state.spare_wanted = 0
     pthread_mutex_unlock(&state.lock)
     return 0
 
@@ -418,7 +433,7 @@ cdef class JournalWriter:
         self.state.durable = durability == "fsync"
         pthread_mutex_init(&self.state.lock, NULL)
         pthread_cond_init(&self.state.wake, NULL)
-        self.state.directory = open(PyBytes_AS_STRING(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        self.state.directory = open_at(AT_FDCWD, PyBytes_AS_STRING(path), O_RDONLY | O_DIRECTORY)
         if self.state.directory < 0:
             raise OSError(errno, os.strerror(errno), directory_path)
         self.state.event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["MemoryDirectory", "OsDirectory", "PowerLoss", "naming"]
@@ -22,6 +22,19 @@ def naming(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         if error.filename is not None:
             raise
         raise OSError(error.errno, f"{what} failed: {error.strerror or error}", os.fspath(path)) from error
+
+
+@contextmanager
+def opened(path: Path, flags: int, what: str) -> Iterator[int]:
+    """A descriptor of a file, for one thing to do with it; errors name both."""
+    with naming(path, what):
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        try:
+            yield descriptor
+        finally:
+            # It is closed even if that was interrupted, and must not be closed twice.
+            with suppress(InterruptedError):
+                os.close(descriptor)
 
 
 class OsDirectory:
@@ -46,41 +59,29 @@ class OsDirectory:
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Return `length` bytes at `offset`; fewer only where the file ends."""
-        with naming(self.path / name, "reading"):
-            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                data = os.pread(descriptor, length, offset)
-                while len(data) < length:
-                    more = os.pread(descriptor, length - len(data), offset + len(data))
-                    if not more:
-                        break
-                    data += more
-                return data
-            finally:
-                os.close(descriptor)
+        with opened(self.path / name, os.O_RDONLY, "reading") as descriptor:
+            data = os.pread(descriptor, length, offset)
+            while len(data) < length:
+                more = os.pread(descriptor, length - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+            return data
 
     def create(self, name: str, size: int) -> None:
         """Create a file of `size` zero bytes that take no room yet; it must not exist."""
-        with naming(self.path / name, "creating"):
-            descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                os.ftruncate(descriptor, size)
-            finally:
-                os.close(descriptor)
+        with opened(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "creating") as descriptor:
+            os.ftruncate(descriptor, size)
 
     def write(self, name: str, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
         """Write all buffers, one behind the other, from `offset` on."""
-        with naming(self.path / name, "writing"):
-            descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                for buffer in buffers:
-                    view = memoryview(buffer)
-                    while view:
-                        written = os.pwrite(descriptor, view, offset)
-                        view = view[written:]
-                        offset += written
-            finally:
-                os.close(descriptor)
+        with opened(self.path / name, os.O_WRONLY, "writing") as descriptor:
+            for buffer in buffers:
+                view = memoryview(buffer)
+                while view:
+                    written = os.pwrite(descriptor, view, offset)
+                    view = view[written:]
+                    offset += written
 
     def sync(self, name: str) -> None:
         """Make the contents and the size of a file durable."""
@@ -102,12 +103,8 @@ class OsDirectory:
 
     @staticmethod
     def _fsync(path: Path) -> None:
-        with naming(path, "syncing"):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        with opened(path, os.O_RDONLY, "syncing") as descriptor:
+            os.fsync(descriptor)
 
 
 class PowerLoss(Exception):  # noqa: N818 - it is an event, not an error of the directory

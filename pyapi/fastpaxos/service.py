@@ -86,7 +86,7 @@ class ClientService:
         self.changed = changed
         self._clock_ns = clock_ns
         self._outgoing: dict[ClientConnection, list[bytes]] = {}
-        self._paused: set[ClientConnection] = set()
+        self._paused: dict[ClientConnection, None] = {}  # in the order in which they are served again
 
     # Requests
 
@@ -247,14 +247,14 @@ class ClientService:
             for connection, frames in outgoing.items():
                 connection.send(frames)
         if self._paused and (self.replica is None or not self.replica.window_is_filling):
-            paused, self._paused = self._paused, set()
+            paused, self._paused = self._paused, {}
             for connection in paused:
                 if not connection.closed:
                     connection.resume()
 
     def forget(self, connection: ClientConnection) -> None:
         """The client is gone. What waits for it in the core comes back later and is dropped then."""
-        self._paused.discard(connection)
+        self._paused.pop(connection, None)
         self._outgoing.pop(connection, None)
 
     def _send(self, connection: ClientConnection, frame: bytes) -> None:
@@ -262,7 +262,7 @@ class ClientService:
 
     def _pause(self, connection: ClientConnection) -> None:
         if connection not in self._paused:
-            self._paused.add(connection)
+            self._paused[connection] = None
             connection.pause()
 
     def _leader_hint(self, status: int) -> int:

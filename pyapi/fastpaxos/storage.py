@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from fastpaxos.directory import MemoryDirectory, OsDirectory
-from fastpaxos.identity import LOCK_NAME, DirectoryIdentity, IdentityFile, read_os_boot_id
+from fastpaxos.directory import MemoryDirectory, OsDirectory, naming
+from fastpaxos.identity import IDENTITY_NAME, LOCK_NAME, DirectoryIdentity, IdentityFile, read_os_boot_id
 from fastpaxos_core.errors import ConfigError, InternalError
 from fastpaxos_core.founding import DURABILITY_MODES, FoundingRecord
 from fastpaxos_core.journal import Journal, JournalRead, JournalWrite
@@ -250,8 +250,9 @@ class Storage:
                     self._sync_journal()
                 self._identity_file.mark_clean()
         finally:
-            os.close(self._lock)
-            self._lock = -1
+            lock, self._lock = self._lock, -1
+            with naming(self.path / LOCK_NAME, "closing"), contextlib.suppress(InterruptedError):
+                os.close(lock)
 
     def _stop_writer(self) -> None:
         writer, self._writer = self._writer, None
@@ -282,6 +283,11 @@ def _make_directory(path: Path) -> None:
     missing = [path]
     while not missing[-1].exists():
         missing.append(missing[-1].parent)
+    if not (path / IDENTITY_NAME).exists():
+        # Whoever made what is there may have been killed before its name was durable. A parent that may not be read is
+        # none of ours.
+        with contextlib.suppress(PermissionError):
+            OsDirectory(missing[-1].parent).sync_directory()
     for directory in reversed(missing[:-1]):
         directory.mkdir(mode=0o700, exist_ok=True)
         OsDirectory(directory.parent).sync_directory()
@@ -302,6 +308,11 @@ def _lock_directory(path: Path) -> int:
     except BaseException:
         os.close(lock)
         raise
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    try:
+        with naming(path / LOCK_NAME, "writing"):
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except OSError:
+        os.close(lock)
+        raise
     return lock

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,56 +143,6 @@ def chain_digest(commands: Iterable[bytes]) -> str:
     for command in commands:
         machine.apply(command, ApplyContext(1, 0))
     return machine.digest()
-
-
-# --- journals ---------------------------------------------------------------------------------------------------------
-
-WRITE_HEADER = struct.Struct("<IBBHIIQQQQQQ")
-DESCRIPTOR = struct.Struct("<QQQqIIII")
-WRITE_MAGIC = 0x574A5046
-SECTOR_BYTES = 512
-SEGMENT_HEADER_BYTES = 512
-
-
-@dataclass(frozen=True)
-class JournalRecord:
-    """One group-commit write of a journal, and where its parts stand in the file."""
-
-    path: Path
-    offset: int
-    total_bytes: int
-    batches: list[range]
-    """The slots of each batch."""
-
-    def flip(self, place: int) -> None:
-        """Turn over one bit of the byte `place` of this record."""
-        with self.path.open("r+b") as file:
-            file.seek(self.offset + place)
-            byte = file.read(1)[0]
-            file.seek(self.offset + place)
-            file.write(bytes([byte ^ 0x10]))
-
-
-def segments(data_dir: Path) -> list[Path]:
-    return sorted(data_dir.glob("journal-*.segment"))
-
-
-def journal_records(data_dir: Path) -> list[JournalRecord]:
-    """The records of a journal that was never cut, in order."""
-    records = []
-    for path in segments(data_dir):
-        data = path.read_bytes()
-        offset = 2 * SEGMENT_HEADER_BYTES
-        while offset < len(data):
-            magic, _, _, _, _, count, total_bytes, *_ = WRITE_HEADER.unpack_from(data, offset)
-            if magic != WRITE_MAGIC:
-                break
-            head_bytes = WRITE_HEADER.size + count * DESCRIPTOR.size
-            descriptors = DESCRIPTOR.iter_unpack(data[offset + WRITE_HEADER.size : offset + head_bytes])
-            batches = [range(slot_begin, slot_end) for slot_begin, slot_end, *_ in descriptors]
-            records.append(JournalRecord(path, offset, total_bytes, batches))
-            offset += -(-total_bytes // SECTOR_BYTES) * SECTOR_BYTES
-    return records
 
 
 # --- raw connections --------------------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ from time import monotonic_ns
 from typing import Any
 
 from fastpaxos import Client
-from fastpaxos.cli.cluster_process import ClusterProcess
 from fastpaxos.cli.status import Statuses, describe, is_settled, leader_of, read_statuses
 from fastpaxos.client_connection import ClientConnection, open_tcp
 from fastpaxos.testing import LogModel
-from integration.fault_proxy import FaultNetwork
+from fastpaxos.testing.chaos.processes import FaultCluster
+from fastpaxos.testing.fault_proxy import FaultNetwork
 from integration.history_check import CallHistory, ReadCall, WriteCall, check_replicas_agree, read_log
 
 PATIENCE_S = 15.0
@@ -37,26 +37,6 @@ PROGRESS_CALLS = 10
 PAUSE_S = 0.002
 # More than two election timeouts: whoever wants to campaign because of a silence has tried.
 SILENCE_MS = 1_000
-
-
-class FaultCluster(ClusterProcess):
-    """Replica processes that reach each other through `network`, if there is one."""
-
-    network: FaultNetwork | None = None
-
-    def start(self, node_id: int) -> None:
-        """Start replica `node_id`, or start it again on what its disk holds."""
-        members = self.cluster
-        if self.network is not None:
-            self.cluster = self.network.addresses_for(node_id)
-        try:
-            super().start(node_id)
-        finally:
-            self.cluster = members
-
-    def logs(self) -> str:
-        """The end of every replica's log."""
-        return "\n".join(f"--- log of replica {node_id}\n{self.log_tail(node_id)}" for node_id in self.cluster)
 
 
 class Worker:

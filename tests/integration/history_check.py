@@ -17,11 +17,10 @@ import msgpack
 from fastpaxos import Client, ClientError, NotApplied, OutcomeUnknown
 from fastpaxos.cli.journal import journal_directory
 from fastpaxos.testing import ClientHistory, LogModel, Read, Violation, Write
+from fastpaxos.testing.chaos.witness import read_log as read_applied_log
 from fastpaxos_core import journal_recovery
 from fastpaxos_core.block import BlockView
 from fastpaxos_core.hashchain import HashChainState
-
-SESSIONS_MAX = 4096  # the default of NodeConfig, which the replicas run with
 
 
 @dataclass(eq=False, slots=True)
@@ -163,20 +162,11 @@ def applied_commands(log: LogModel) -> Iterator[bytes]:
 
 
 def read_log(data_dir: Path, applied_index: int) -> LogModel:
-    """What a stopped replica applied, by its journal and the plain session table of fastpaxos.testing."""
+    """What a stopped replica applied, by its journal, in which nothing may be bad."""
     problems = journal_recovery.verify(journal_directory(data_dir))
     if problems:
         raise Violation(f"{data_dir.name} has a bad journal: {problems}")
-    log = LogModel(SESSIONS_MAX)
-    directory = journal_directory(data_dir)
-    # A journal may know a lower commit index than its replica did: what it accepted last follows then.
-    accepted = journal_recovery.inspect(directory).batches
-    for batch in (*journal_recovery.iterate_batches(directory), *accepted):
-        if log.end_slot <= batch.slot_begin and batch.slot_end - 1 <= applied_index:
-            log.append(batch.slot_begin, batch.slot_end, bytes(batch.block))
-    if log.end_slot != applied_index + 1:
-        raise Violation(f"{data_dir.name} applied {applied_index} slots, but its journal has {log.end_slot - 1}")
-    return log
+    return read_applied_log(data_dir, applied_index)
 
 
 def chain_digest(log: LogModel) -> str:

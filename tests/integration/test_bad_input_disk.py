@@ -19,17 +19,9 @@ from fastpaxos import Client, ConfigError, CorruptionError, HashChain, Node
 from fastpaxos.cli.cluster_process import ClusterProcess, ReplicaDied
 from fastpaxos.config import format_cluster
 from fastpaxos.directory import OsDirectory
+from fastpaxos.testing.journal_rot import SECTOR_BYTES, JournalRecord, journal_records, segments
 from fastpaxos_core import journal_recovery
-from integration.bad_input_support import (
-    SECTOR_BYTES,
-    FaultyDisk,
-    JournalRecord,
-    chain_digest,
-    journal_records,
-    segments,
-    serve_to_the_end,
-    settled_statuses,
-)
+from integration.bad_input_support import FaultyDisk, chain_digest, serve_to_the_end, settled_statuses
 from local_cluster import LocalCluster, closing, free_ports, until
 
 # How far above its commit_index a replica accepts, as fastpaxos_core/types.pxd has it.

@@ -163,6 +163,16 @@ def test_an_unsynced_length_is_lost_or_kept_as_zeros() -> None:
     assert seen == {(0, b""), (1024, b""), (1536, bytes(512)), (1536, b"n" * 512)}
 
 
+def test_a_synced_length_is_never_lost() -> None:
+    for seed in range(SEEDS):
+        disk = disk_with(size=0)
+        disk.write("a", 4096, [b"1"])
+        disk.write("a", 8192, [b"2"])
+        disk.sync("a")
+        disk.crash(Random(seed), 0.5)
+        assert disk.size("a") == 8193
+
+
 def test_changes_to_names_survive_as_a_prefix() -> None:
     seen: set[tuple[str, ...]] = set()
     for seed in range(SEEDS):
@@ -191,6 +201,18 @@ def test_reordered_names_lose_an_earlier_change_but_none_that_a_kept_one_builds_
     assert seen == {tuple(sorted((*a, *b, *d))) for a in ((), ("a",)) for b in removed for d in ((), ("d",))}
     assert counts["reordered_names"] > SEEDS // 4
     assert counts["lost_names"] > SEEDS // 2
+
+
+def test_a_name_that_was_used_again_never_costs_the_file_that_had_it() -> None:
+    seen: set[tuple[str, ...]] = set()
+    for seed in range(SEEDS):
+        disk = disk_with(b"precious", size=0)
+        disk.rename("a", "b")
+        disk.create("a")
+        disk.crash(Random(seed), reorder_names=True)
+        seen.add(tuple(disk.list()))
+        assert b"precious" in [content(disk, name) for name in disk.list()]
+    assert seen == {("a",), ("b",), ("a", "b")}
 
 
 def test_both_ways_of_losing_names_are_drawn() -> None:
@@ -309,11 +331,11 @@ def test_a_failed_sync_of_the_directory_forgets_names(kind: str) -> None:
     image = disk.copy()
     image.crash(Random(1), 1.0)
     assert image.list() == ["a"]
-    if kind == "keep":
-        disk.rename("c", "d")
-        disk.sync_directory()
-        disk.crash(Random(1), LOST)
-        assert disk.list() == ["d"]
+    # A further change writes the directory again, with all names that it shows.
+    disk.create("e")
+    disk.sync_directory()
+    disk.crash(Random(1), LOST)
+    assert disk.list() == (["b", "c", "e"] if kind == "keep" else ["a", "e"])
 
 
 # Failing calls
@@ -361,6 +383,19 @@ def test_room_is_taken_by_create_or_by_each_write(preallocates: bool) -> None:
         with fails(errno.ENOSPC):
             disk.write("a", 1 << 16, [b"x" * 4000])
         assert disk.read("a", 1 << 16, 100) == b"x" * 96 + bytes(4)
+
+
+def test_what_lies_between_written_ranges_takes_its_room() -> None:
+    disk = SimDisk(1000)
+    disk.create("a")
+    disk.write("a", 100, [b"x" * 100])
+    disk.write("a", 300, [b"x" * 100])
+    disk.capacity_bytes = 350
+    with fails(errno.ENOSPC):
+        disk.write("a", 0, [b"y" * 500])
+    # The 150 bytes went to [0, 100) and [200, 250); what lies between had its room.
+    assert content(disk) == b"y" * 250 + bytes(50) + b"x" * 100
+    assert disk.used_bytes() == 350
 
 
 def test_a_crash_gives_back_the_room_of_what_is_lost() -> None:
@@ -419,9 +454,13 @@ def test_reads_fail_where_they_meet_bad_bytes() -> None:
     disk.heal()
     disk.read("b", 1000, 1)
     disk.fail_reads("b", 0, 1, sticky=False)
+    disk.fail_reads("b", 8, 1, sticky=False)
+    disk.read("b", 1, 7)
     with fails(errno.EIO):
         disk.read("b", 0, 1)
     disk.read("b", 0, 1)
+    with fails(errno.EIO):
+        disk.read("b", 0, 9)
 
 
 # Against a simple model

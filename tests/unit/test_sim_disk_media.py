@@ -56,6 +56,9 @@ def test_a_truncated_file() -> None:
     assert disk.truncate("a", 500) == DiskFault("truncated", "a", 500, 600)
     disk.crash(Random(1), 1.0)
     assert content(disk) == b"x" * 400 + b"y" * 100
+    disk.create("b", 1000)
+    disk.truncate("b", 300)
+    assert disk.used_bytes() == 800
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -140,18 +143,35 @@ def test_a_misdirected_write_that_fits_nowhere_else_is_lost() -> None:
 
 
 def test_an_unsynced_misdirected_write_that_survives_a_crash_destroys_only_where_it_lands() -> None:
-    kinds: Counter[str] = Counter()
+    data = b"1" * 512 + b"2" * 512
+    lengths: Counter[int] = Counter()
     for seed in range(SEEDS):
         disk = disk_with(b"o" * 2048, size=4096)
         disk.misdirect_next_write(Random(seed))
-        disk.write("a", 0, [b"n" * 1024])
-        disk.crash(Random(seed), 0.5)
-        kinds += Counter(fault.kind for fault in disk.faults)
+        disk.write("a", 0, [data])
+        synced = disk.copy()
+        synced.sync("a")
+        place = synced.faults[0].offset
+        disk.crash(Random(seed), 0.5, torn_bytes=512)
         expected = bytearray(b"o" * 2048 + bytes(2048))
-        for fault in disk.faults:
-            expected[fault.offset : fault.offset + fault.length] = b"n" * fault.length
+        for kind, name, offset, length in disk.faults:
+            assert (kind, name) == ("overwritten", "a")
+            expected[offset : offset + length] = data[offset - place : offset - place + length]
         assert content(disk) == expected
-    assert sorted(kinds) == ["overwritten"]
+        lengths[sum(fault.length for fault in disk.faults)] += 1
+    assert sorted(lengths) == [0, 512, 1024]
+
+
+def test_a_misdirected_write_does_not_bring_back_a_length_that_a_crash_lost() -> None:
+    sizes: Counter[int] = Counter()
+    for seed in range(SEEDS):
+        disk = disk_with(b"o" * 512, size=512)
+        disk.write("a", 7680, [b"e" * 512])
+        disk.misdirect_next_write(Random(seed))
+        disk.write("a", 0, [b"n" * 512])
+        disk.crash(Random(seed), 0.5)
+        sizes[disk.size("a")] += 1
+    assert sorted(sizes) == [512, 8192]
 
 
 def test_whole_disk_loss() -> None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -176,14 +176,14 @@ class ClusterProcess:
         """The ids of the replicas whose process lives."""
         return [node_id for node_id, process in self._processes.items() if process.poll() is None]
 
-    def start(self, node_id: int) -> None:
-        """Start replica `node_id`, or start it again on what its disk holds."""
+    def start(self, node_id: int, *, tracer: Sequence[str] = ()) -> None:
+        """Start replica `node_id`, or start it again on what its disk holds. `tracer` is a command that runs it."""
         if node_id in self.running():
             raise ValueError(f"replica {node_id} runs already")
         dead = self._processes.get(node_id)
         if dead is not None and dead.stdin is not None:
             dead.stdin.close()
-        command = [sys.executable, "-P", "-m", "fastpaxos", "serve", "--stop-at-end-of-input"]
+        command = [*tracer, sys.executable, "-P", "-m", "fastpaxos", "serve", "--stop-at-end-of-input"]
         command += ["--id", str(node_id), "--cluster", format_cluster(self.cluster)]
         command += ["--data-dir", str(self.data_dir(node_id)), "--machine", self.machine]
         command += ["--durability", self.durability]

@@ -12,10 +12,12 @@ import click
 
 import fastpaxos_core
 from fastpaxos.cli.bench import bench
+from fastpaxos.cli.chaos import chaos
 from fastpaxos.cli.demo import demo
 from fastpaxos.cli.journal import journal
 from fastpaxos.cli.kv import kv
 from fastpaxos.cli.serve import serve
+from fastpaxos.cli.sim import sim
 from fastpaxos.cli.status import status
 from fastpaxos.errors import ConfigError, FastPaxosError
 
@@ -32,7 +34,7 @@ def cli() -> None:
     """fastpaxos: a replicated, durable log and state machine for Python programs, by Multi-Paxos."""
 
 
-for command in (demo, serve, status, kv, bench, journal):
+for command in (demo, serve, status, kv, bench, journal, sim, chaos):
     cli.add_command(command)
 
 

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,12 +25,24 @@ import msgpack
 from fastpaxos_core.block import BlockView
 from fastpaxos_core.founding import FoundingRecord
 
-from .history import BLOCK_COMMANDS, BLOCK_CONTROL, LogModel, Violation
+from .history import BLOCK_COMMANDS, BLOCK_CONTROL, BLOCK_NOOP, LogModel, Violation
 from .journal_view import JournalEntry, Value
 
 __all__ = ["DurableImage", "ProtocolChecker"]
 
 _BATCH_UNKNOWN = 2
+_MESSAGES = (
+    "prepare",
+    "promise",
+    "accept",
+    "accepted",
+    "nack",
+    "commit",
+    "heartbeat",
+    "heartbeat_reply",
+    "fetch",
+    "learn",
+)
 
 
 @dataclass
@@ -114,6 +126,12 @@ class ProtocolChecker:
         self._ballot_owner: dict[int, tuple[int, int]] = {}
         self._promised_by: dict[int, set[int]] = defaultdict(set)
         self._promise_parts: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+        self._accepted_by: defaultdict[Value, set[int]] = defaultdict(set)
+        self._lowest_ballot: dict[Value, int] = {}
+        self._proposed_end = 0
+        self._checks: dict[str, tuple[str, Callable[[int, int, Mapping[str, Any], int], None] | None]] = {
+            name: (f"sent_{name}", getattr(self, f"_sent_{name}", None)) for name in _MESSAGES
+        }
         self.founding: FoundingRecord | None = None
         self.founded_nodes: set[int] = set()
         self._boots: dict[tuple[int, int], int] = {}
@@ -125,6 +143,8 @@ class ProtocolChecker:
     def written(self, node: int, entries: Iterable[JournalEntry]) -> None:
         """`node` handed these entries to its disk; nothing is durable yet."""
         for entry in entries:
+            if entry.learned and entry.value.slot_begin <= self.images[node].prefix:
+                self.marks["record_repaired"] += 1
             self._check_value(entry.value, entry.timestamp_ns, entry.block)
             self._written[node][entry.ballot, entry.value, entry.learned] = entry
             self._written_values[node][entry.value] = entry
@@ -256,6 +276,7 @@ class ProtocolChecker:
         if node in voters:
             return
         voters.add(node)
+        self._accepted_by[entry.value].add(node)
         if len(voters) == self.phase2_size:
             self._choose(entry.ballot, entry.value)
 
@@ -296,11 +317,14 @@ class ProtocolChecker:
 
         `message` is what `fastpaxos_core.messages.decode_message` returns.
         """
-        if "commit_index" in message:
-            self._check_commit(node, message["commit_index"], f"sent in {message['message']}")
-        if "everywhere_durable" in message:
+        name = message["message"]
+        commit_index = message.get("commit_index", 0)
+        if commit_index >= self.log.end_slot:
+            self._check_commit(node, commit_index, f"sent in {name}")
+        if message.get("everywhere_durable"):
             self._check_everywhere(node, message["everywhere_durable"])
-        check = getattr(self, f"_sent_{message['message']}", None)
+        mark, check = self._checks[name]
+        self.marks[mark] += 1
         if check is not None:
             check(node, boot, message, promised)
 
@@ -393,7 +417,14 @@ class ProtocolChecker:
             chosen = self.chosen.get(slot)
             if chosen is not None and chosen[1] < ballot and chosen[0] != value:
                 raise Violation(f"ballot {ballot} proposes {value}, but {chosen[0]} was chosen in ballot {chosen[1]}")
+        voters = self._accepted_by.get(value, ())
+        if voters and len(voters) < self.phase2_size and value.slot_begin not in self.chosen:
+            self.marks["adopted_from_minority"] += self._lowest_ballot.get(value, ballot) < ballot
+        self._lowest_ballot.setdefault(value, ballot)
         view = BlockView(block)
+        if view.kind == BLOCK_NOOP and value.slot_end <= self._proposed_end:
+            self.marks["gap_filled"] += 1
+        self._proposed_end = max(self._proposed_end, value.slot_end - 1)
         if view.kind == BLOCK_COMMANDS and block not in self.submitted_blocks:
             raise Violation(f"ballot {ballot} proposes {value}, which no client submitted")
         if view.kind == BLOCK_CONTROL:

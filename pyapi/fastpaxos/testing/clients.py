@@ -136,7 +136,7 @@ class SimClient:
         if self.stopped:
             return
         random = self._random
-        self.host.schedule.after(random.randrange(1, self.options.think_ns + 1), self._think)
+        self.host.schedule.after(self.host.schedule.delay(1, self.options.think_ns), self._think)
         if not self.session_id or self._closing:
             return
         if random.random() < self.options.reads:

@@ -12,8 +12,9 @@ run, event by event, on every build.
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ class SimCluster:
         seed: everything random comes from it.
         options: what is done to the cluster; drawn from the seed when left out.
         make_machine: makes the state machine of every node; `options.machine` says which when left out.
+        trace: told a line about everything that happens.
 
     Attributes:
         marks: how often interesting things happened, to see that a campaign is not vacuous.
@@ -57,7 +59,11 @@ class SimCluster:
     """
 
     def __init__(
-        self, seed: int, options: SimOptions | None = None, make_machine: Callable[[], StateMachine] | None = None
+        self,
+        seed: int,
+        options: SimOptions | None = None,
+        make_machine: Callable[[], StateMachine] | None = None,
+        trace: Callable[[str], None] | None = None,
     ) -> None:
         self.seed = seed
         self.random = Random(seed)
@@ -75,14 +81,13 @@ class SimCluster:
             self.members, self.phase1_size, self.phase2_size, self.options.sessions_max, self.marks
         )
         self.history = ClientHistory()
-        self.network = SimNetwork(self.schedule, self.options.links, self._deliver)
+        self.network = SimNetwork(self.schedule, self.options.links, self._deliver, self._lost)
         self.client_network = SimNetwork(self.schedule, self.options.client_links, self._deliver_client)
         self.disk_options = self.options.disk
         self.violation: BaseException | None = None
         self.trace_digest = 0
         """Checksum over every frame sent, with time and direction: equal for equal runs."""
-        self.trace: Callable[[str], None] | None = None
-        """Told a line about everything that happens, for the trace of a failure."""
+        self.trace = trace
         self.settled_after_ns = 0
         self.core: list[int] = list(self.members)
         self._connections: dict[tuple[int, int], int] = {}
@@ -232,6 +237,9 @@ class SimCluster:
 
     def report(self) -> dict[str, Any]:
         """Figures of the run, to see that it was not vacuous."""
+        disk_faults: Counter[str] = Counter()
+        for node in self.nodes.values():
+            disk_faults.update(node.disk.fault_counts)
         return {
             "seed": self.seed,
             "events": self.schedule.events_run,
@@ -249,6 +257,7 @@ class SimCluster:
             "ballots": len(self.checker.proposals),
             "settled_ms": self.settled_after_ns // MILLISECOND_NS,
             "trace": self.trace_digest,
+            **{f"disk_{kind}": count for kind, count in sorted(disk_faults.items())},
             **self.marks,
         }
 
@@ -336,7 +345,7 @@ class SimCluster:
             return
         for one, other in ((first, second), (second, first)):
             node = self.nodes[one]
-            delay_ns = self.random.randrange(_NOTICE_MAX_NS)
+            delay_ns = self.schedule.delay(0, _NOTICE_MAX_NS)
 
             def notice(node: SimNode = node, other: int = other) -> None:
                 node.input(lambda: node.peer_down(other, epoch))
@@ -348,7 +357,7 @@ class SimCluster:
         if pair in self._connecting:
             return
         self._connecting.add(pair)
-        self.schedule.after(self.random.randrange(1, _RECONNECT_MAX_NS), lambda: self._connect(pair))
+        self.schedule.after(self.schedule.delay(1, _RECONNECT_MAX_NS), partial(self._connect, pair))
 
     def _connect(self, pair: tuple[int, int]) -> None:
         self._connecting.discard(pair)
@@ -388,11 +397,14 @@ class SimCluster:
     def _deliver(self, source: int, target: int, epoch: int | None, frame: Frame | None) -> None:
         node = self.nodes[target]
         if node.running:
-            node.input(lambda: node.receive(source, epoch, frame))
+            node.input(partial(node.receive, source, epoch, frame))
+
+    def _lost(self, source: int, target: int, epoch: int) -> None:
+        if self.epoch_of(source, target) == epoch:
+            self.drop_connection(source, target)
 
     def _trace(self, source: int, target: int, data: bytes) -> None:
-        head = b"%d %d %d " % (self.schedule.now_ns, source, target)
-        self.trace_digest = zlib.crc32(data, zlib.crc32(head, self.trace_digest))
+        self.trace_digest = zlib.crc32(data, self.trace_digest ^ self.schedule.now_ns & 0xFFFF_FFFF) ^ (source + target)
 
     # Clients (addresses of clients are negative)
 

@@ -7,11 +7,11 @@ the code that real nodes use (`fastpaxos.handshake`).
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastpaxos.handshake import Hello
 from fastpaxos_core.messages import decode_message
-from fastpaxos_core.wire import Frame, FrameType, FrameWriter
+from fastpaxos_core.wire import Frame, FrameType, FrameWriter, parse_mapping
 
 from .network import parse_frames
 
@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from .node import SimNode
 
 __all__ = ["ClientLink", "PeerLink", "SimTransport"]
+
+
+_CONTROL = int(FrameType.CONTROL)
+_TOLD = ("slot_begin", "slot_end", "commit_index", "promised_ballot", "applied_index", "durable_index", "read_round")
+
+
+def _described(message: dict[str, Any]) -> str:
+    """One message on one line, as a reader of a trace wants it."""
+    ballot = message["ballot"]
+    words = [message["message"], f"{ballot >> 16}.{ballot & 0xFFFF}"]
+    words += [f"{name}={message[name]}" for name in _TOLD if message.get(name)]
+    for entry in message.get("entries", ()):
+        of_ballot = entry.get("ballot", ballot)
+        origin = f" of {of_ballot >> 16}.{of_ballot & 0xFFFF}" if of_ballot != ballot else ""
+        unknown = " unknown" if entry.get("flags", 0) & 2 else ""
+        words.append(f"[{entry['slot_begin']},{entry['slot_end']}) {entry['value_crc']:08x}{origin}{unknown}")
+    return " ".join(words)
 
 
 class PeerLink:
@@ -39,12 +56,15 @@ class PeerLink:
         cluster = node.cluster
         for data, frame in parse_frames(buffers[0] if len(buffers) == 1 else b"".join(buffers)):
             node.effect()
-            if frame.type != FrameType.CONTROL:
+            if frame.type != _CONTROL:
                 message = decode_message(frame)
                 replica = node.replica
                 promised = replica.promised_ballot if replica is not None else 0
                 cluster.checker.sent(node.node_id, node.boot, message, promised)
-                cluster.marks[f"sent_{message['message']}"] += 1
+                if cluster.trace is not None:
+                    cluster.note(f"node {node.node_id} -> {self.peer}  {_described(message)}")
+            elif cluster.trace is not None:
+                cluster.note(f"node {node.node_id} -> {self.peer}  {parse_mapping(frame)}")
             cluster.send(node.node_id, self.peer, self.epoch, data, frame)
 
 

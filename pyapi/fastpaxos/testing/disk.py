@@ -77,6 +77,7 @@ class SimDisk:
         self._names: dict[str, DiskFile] = {}
         self._durable_names: dict[str, DiskFile] = {}
         self._name_log: list[_NameChange] = []
+        self._clean_names: list[_NameChange] = []  # not durable, but no sync will write them
         self._evicted: list[tuple[DiskFile, int, int]] = []
         self._disarm()
 
@@ -110,6 +111,7 @@ class SimDisk:
         for change in self._surviving_changes(random, survival, reorder_names):
             change.apply(self._durable_names)
         self._name_log.clear()
+        self._clean_names.clear()
         self._names = dict(self._durable_names)
         for name in sorted(self._names):
             file = self._names[name]
@@ -144,6 +146,7 @@ class SimDisk:
         self._names.clear()
         self._durable_names.clear()
         self._name_log.clear()
+        self._clean_names.clear()
         self._record("wiped", "", 0, 0)
         self._disarm()
 
@@ -157,7 +160,7 @@ class SimDisk:
         """Disarm all faults and lift the limit of capacity. What was destroyed stays destroyed."""
         self.capacity_bytes = None
         self._disarm()
-        changed = [change.file for change in self._name_log]
+        changed = [change.file for change in self._clean_names + self._name_log]
         for file in [*self._names.values(), *self._durable_names.values(), *changed]:
             file.unreadable.clear()
 
@@ -180,7 +183,11 @@ class SimDisk:
         self._failing_sync = (kind, random)
 
     def fail_next_directory_sync(self, kind: SyncFailure) -> None:
-        """Let the next `sync_directory` fail with EIO: changes to names stay visible but are forgotten, or go back."""
+        """Let the next `sync_directory` fail with EIO.
+
+        With "keep" changes to names stay visible and the directory counts as clean: they become durable only by a sync
+        after a further change, which writes the directory again. With "revert" they are undone.
+        """
         self._failing_directory_sync = kind
 
     def fail_next(self, operation: _Operation, error: int = errno.EIO, random: Random | None = None) -> None:
@@ -346,7 +353,8 @@ class SimDisk:
     def _change_names(self, old: str | None, new: str | None, file: DiskFile) -> None:
         change = _NameChange(old, new, file)
         change.apply(self._names)
-        self._name_log.append(change)
+        self._name_log += [*self._clean_names, change]
+        self._clean_names.clear()
 
     def used_bytes(self) -> int:
         """Room that the contents of all files take up."""
@@ -431,10 +439,13 @@ class SimDisk:
         if failing is None:
             for change in self._name_log:
                 change.apply(self._durable_names)
+        elif failing == "keep":
+            self._clean_names += self._name_log
+        else:
+            self._names = dict(self._durable_names)
+            self._clean_names.clear()
         self._name_log.clear()
         if failing is not None:
-            if failing == "revert":
-                self._names = dict(self._durable_names)
             raise self._failure(f"sync_directory_{failing}", errno.EIO)
 
 
@@ -449,10 +460,8 @@ class _NameChange(NamedTuple):
         return [name for name in (self.old, self.new) if name is not None]
 
     def apply(self, names: dict[str, DiskFile]) -> None:
-        if self.old is not None and names.pop(self.old, None) is not self.file:
-            # A failed sync of the directory forgot an earlier change: the file has another name there.
-            for name in [name for name, file in names.items() if file is self.file]:
-                del names[name]
+        if self.old is not None:
+            del names[self.old]
         if self.new is not None:
             names[self.new] = self.file
             self.file.name = self.new

@@ -2,18 +2,28 @@
 
 `LogModel` replays the chosen log with a deliberately plain session table; `ClientHistory` keeps what clients asked and
 were told. Slot order is the witness of linearizability: positions in the applied order are compared with real time by
-one sweep, so a history of any length is judged in O(n log n).
+one sweep, and all results with those of a fresh state machine that is given the log, so a history of any length is
+judged in O(n log n).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgpack
 
+from fastpaxos.statemachine import BatchRun, QueryContext, query_machine
 from fastpaxos_core.block import BlockView
+from fastpaxos_core.results import CommandFailure, decode_results
+from fastpaxos_core.wire import ReplyStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fastpaxos.statemachine import StateMachine
 
 __all__ = [
     "BLOCK_COMMANDS",
@@ -23,13 +33,17 @@ __all__ = [
     "ClientHistory",
     "LogModel",
     "Read",
+    "Result",
     "Violation",
     "Write",
+    "check_order_in_time",
 ]
 
 BLOCK_COMMANDS = 0
 BLOCK_NOOP = 1
 BLOCK_CONTROL = 2
+
+Result: TypeAlias = bytes | CommandFailure
 
 
 class Violation(AssertionError):  # noqa: N818 - named like what it reports
@@ -55,6 +69,8 @@ class AppliedEntry:
     first_position: int
     """Number of the first command in the applied order, from 1."""
     block: bytes
+    now_ns: int = 0
+    """Replicated time of the batch: that of its leader, unless an earlier batch was later."""
 
     @property
     def last_position(self) -> int:
@@ -89,18 +105,29 @@ class LogModel:
         """Where (session id, first sequence) took effect, over the whole log."""
         self.ended: set[int] = set()
         """Sessions that were closed or pushed out."""
+        self._times: list[tuple[int, int]] = [(0, 0)]
+        """(last slot, replicated time behind it) of every batch."""
         self._sessions: OrderedDict[int, _Session] = OrderedDict()
 
-    def append(self, slot_begin: int, slot_end: int, block: bytes) -> None:
-        """Take in the next chosen batch."""
+    def now_ns_at(self, slot: int) -> int:
+        """Replicated time when all slots up to `slot`, the last one of a batch, are applied. Raises ValueError."""
+        last_slot, now_ns = self._times[bisect_right(self._times, (slot, 1 << 64)) - 1]
+        if last_slot != slot:
+            raise ValueError(f"no batch ends with slot {slot}")
+        return now_ns
+
+    def append(self, slot_begin: int, slot_end: int, block: bytes, timestamp_ns: int = 0) -> None:
+        """Take in the next chosen batch; `timestamp_ns` is part of the value."""
         if slot_begin != self.end_slot:
             raise Violation(
-                f"chosen batches do not tile the log: [{slot_begin}, {slot_end}) follows slot {self.end_slot - 1}"
+                f"chosen batches do not tile the log: [{slot_begin}, {slot_end}) follows slot {self.end_slot - 1}",
+                checker="log",
             )
         view = BlockView(block)
         self.end_slot = slot_end
         if view.command_count != slot_end - slot_begin:
-            raise Violation(f"batch [{slot_begin}, {slot_end}) holds {view.command_count} commands")
+            raise Violation(f"batch [{slot_begin}, {slot_end}) holds {view.command_count} commands", checker="log")
+        self._times.append((slot_end - 1, max(self._times[-1][1], timestamp_ns)))
         if view.kind == BLOCK_COMMANDS:
             self._append_commands(slot_begin, slot_end, block, view)
         elif view.kind == BLOCK_CONTROL:
@@ -134,7 +161,9 @@ class LogModel:
         if view.first_sequence != session.last_sequence + 1:
             return
         self._sessions.move_to_end(view.session_id)
-        entry = AppliedEntry(slot_begin, slot_end, view.session_id, view.first_sequence, self.commands + 1, block)
+        entry = AppliedEntry(
+            slot_begin, slot_end, view.session_id, view.first_sequence, self.commands + 1, block, self._times[-1][1]
+        )
         self.commands += view.command_count
         session.last_sequence += view.command_count
         self.applied.append(entry)
@@ -152,19 +181,45 @@ class Write:
     invoked_ns: int
     answered_ns: int | None = None
     positions: list[int] | None = None
-    """Position of each command in the applied order, as the results say; None while unanswered."""
+    """Position of each command in the applied order, where the results say that; None while unanswered."""
     refused: bool = False
     """The client was told that the log proves it will never apply (status SESSION_UNKNOWN or INVALID_SEQUENCE)."""
+    results: list[Result] | None = None
+    """Result of each command; None while unanswered."""
+
+    def __str__(self) -> str:
+        return f"write {self.first_sequence} of session {self.session_id} ({self.client})"
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """The client was told that it applied."""
+        return self.positions is not None or self.results is not None
+
+    def answer(self, results: list[Result], now_ns: int) -> None:
+        """Note an answer. Raises Violation if an earlier one was another: a block takes effect once."""
+        if self.results is None:
+            self.results, self.answered_ns = results, now_ns
+        elif results != self.results:
+            raise Violation(f"{self} was answered {self.results}, and then {results}", checker="exactly-once")
 
 
 @dataclass(slots=True)
 class Read:
-    """One linearizable read: it returns the number of commands that were applied where it was answered."""
+    """One linearizable read. Either it returns the number of commands that were applied where it was answered, or
+    `request`, `result` and `read_index` say what was asked of which state."""
 
     client: str
     invoked_ns: int
     answered_ns: int | None = None
     count: int | None = None
+    request: bytes = b""
+    result: bytes | None = None
+    read_index: int | None = None
+    """Every slot up to it, and none behind it, had been applied in the state that answered."""
+    status: int = ReplyStatus.OK
+
+    def __str__(self) -> str:
+        return f"the read of {self.client} at {self.invoked_ns} ns"
 
 
 class ClientHistory:
@@ -176,32 +231,46 @@ class ClientHistory:
 
     def answered_writes(self) -> list[Write]:
         """Writes that were acknowledged."""
-        return [write for write in self.writes if write.answered_ns is not None and write.positions is not None]
+        return [write for write in self.writes if write.answered_ns is not None and write.is_acknowledged]
 
-    def check(self, log: LogModel) -> None:
-        """Judge the whole history by the chosen log. Raises Violation."""
+    def check(self, log: LogModel, machine: StateMachine | None = None) -> None:
+        """Judge the whole history by the chosen log. Raises Violation.
+
+        Args:
+            machine: a fresh state machine; it is given the log, and all results are compared with its results.
+        """
         self.check_acknowledged(log)
         self.check_commands_once(log)
         self.check_real_time(log)
+        if machine is not None:
+            self.check_results(log, machine)
 
     def check_acknowledged(self, log: LogModel) -> None:
         """An acknowledged write is in the log with exactly its bytes, and its results are those of its place."""
         for write in self.writes:
             entry = log.entry_of.get((write.session_id, write.first_sequence))
-            name = f"write {write.first_sequence} of session {write.session_id} ({write.client})"
             if write.refused:
                 if entry is not None and entry.block == write.block:
-                    raise Violation(f"{name} was refused for ever, but it applied at slot {entry.slot_begin}")
+                    raise Violation(
+                        f"{write} was refused for ever, but it applied at slot {entry.slot_begin}", checker="refused"
+                    )
                 continue
-            if write.positions is None:
+            if not write.is_acknowledged:
                 continue
             if entry is None:
-                raise Violation(f"{name} was acknowledged at {write.answered_ns} ns and is lost")
+                raise Violation(
+                    f"{write} was acknowledged at {write.answered_ns} ns and is lost", checker="acknowledged-lost"
+                )
             if entry.block != write.block:
-                raise Violation(f"{name} was acknowledged, but other bytes took effect at slot {entry.slot_begin}")
+                raise Violation(
+                    f"{write} was acknowledged, but other bytes took effect at slot {entry.slot_begin}",
+                    checker="acknowledged-lost",
+                )
             expected = list(range(entry.first_position, entry.last_position + 1))
-            if write.positions != expected:
-                raise Violation(f"{name} was told positions {write.positions}, it applied at {expected}")
+            if write.positions is not None and write.positions != expected:
+                raise Violation(
+                    f"{write} was told positions {write.positions}, it applied at {expected}", checker="results"
+                )
 
     @staticmethod
     def check_commands_once(log: LogModel) -> None:
@@ -210,41 +279,104 @@ class ClientHistory:
         for entry in log.applied:
             for command in BlockView(entry.block):
                 if command in seen:
-                    raise Violation(f"command {command!r} applied at slots {seen[command]} and {entry.slot_begin}")
+                    raise Violation(
+                        f"command {command!r} applied at slots {seen[command]} and {entry.slot_begin}",
+                        checker="exactly-once",
+                    )
                 seen[command] = entry.slot_begin
 
     def check_real_time(self, log: LogModel) -> None:
         """What ended before something began stands before it in the one order (linearizability)."""
-        # Each operation is a point of the order: a write its positions, a read the count that it saw. Sweep by time and
-        # keep the highest position that had been answered; whoever begins later may not lie below it.
+        # Each operation is a point of the order: a write its positions, a read the count that it saw.
         starts: list[tuple[int, int, str]] = []
         ends: list[tuple[int, int, str]] = []
         for write in self.writes:
             entry = log.entry_of.get((write.session_id, write.first_sequence))
             if write.refused or entry is None or entry.block != write.block:
                 continue
-            name = f"write {write.first_sequence} of session {write.session_id}"
             # A write must see every write that had ended: its first position lies above theirs.
-            starts.append((write.invoked_ns, entry.first_position - 1, name))
+            starts.append((write.invoked_ns, entry.first_position - 1, str(write)))
             if write.answered_ns is not None:
-                ends.append((write.answered_ns, entry.last_position, name))
-        for number, read in enumerate(self.reads):
-            if read.answered_ns is None or read.count is None:
+                ends.append((write.answered_ns, entry.last_position, str(write)))
+        last_slots = [entry.slot_end - 1 for entry in log.applied]
+        for read in self.reads:
+            if read.answered_ns is None:
                 continue
-            if not 0 <= read.count <= log.commands:
-                raise Violation(f"read {number} saw {read.count} commands, the log has {log.commands}")
-            starts.append((read.invoked_ns, read.count, f"read {number}"))
-            ends.append((read.answered_ns, read.count, f"read {number}"))
-        starts.sort()
-        ends.sort()
-        highest, who, next_end = 0, "nothing", 0
-        for invoked_ns, position, name in starts:
-            while next_end < len(ends) and ends[next_end][0] < invoked_ns:
-                if ends[next_end][1] > highest:
-                    _, highest, who = ends[next_end]
-                next_end += 1
-            if position < highest:
-                raise Violation(
-                    f"{name}, begun at {invoked_ns} ns, stands at position {position}, but {who} had ended before at "
-                    f"position {highest}"
-                )
+            count = read.count
+            if count is None and read.read_index is not None:
+                if read.read_index >= log.end_slot:
+                    raise Violation(
+                        f"{read} saw slot {read.read_index}, the log ends at {log.end_slot}", checker="real-time"
+                    )
+                entries = bisect_right(last_slots, read.read_index)
+                count = log.applied[entries - 1].last_position if entries else 0
+            if count is None:
+                continue
+            if not 0 <= count <= log.commands:
+                raise Violation(f"{read} saw {count} commands, the log has {log.commands}", checker="real-time")
+            starts.append((read.invoked_ns, count, str(read)))
+            ends.append((read.answered_ns, count, str(read)))
+        check_order_in_time(starts, ends)
+
+    def check_results(self, log: LogModel, machine: StateMachine) -> None:
+        """Every result is the one that `machine`, which is fresh, gives when it applies the log."""
+        writes: dict[tuple[int, int], list[Write]] = {}
+        for write in self.writes:
+            if write.results is not None:
+                writes.setdefault((write.session_id, write.first_sequence), []).append(write)
+        answered = [read for read in self.reads if read.result is not None and read.read_index is not None]
+        reads = iter(sorted(answered, key=lambda read: read.read_index or 0))
+        read = next(reads, None)
+        for entry in log.applied:
+            while read is not None and (read.read_index or 0) < entry.slot_end - 1:
+                self._check_read(read, log, machine)
+                read = next(reads, None)
+            blob = BatchRun(machine, BlockView(entry.block), entry.slot_begin, entry.now_ns).finish()
+            expected = decode_results(blob, entry.slot_end - entry.slot_begin)
+            for write in writes.get((entry.session_id, entry.first_sequence), ()):
+                if write.results != expected:
+                    raise Violation(
+                        f"{write} was told {write.results}; by the log it is {expected} at slot {entry.slot_begin}",
+                        checker="results",
+                    )
+        while read is not None:
+            self._check_read(read, log, machine)
+            read = next(reads, None)
+
+    @staticmethod
+    def _check_read(read: Read, log: LogModel, machine: StateMachine) -> None:
+        index = read.read_index or 0
+        try:
+            context = QueryContext(index, log.now_ns_at(index))
+        except ValueError as error:
+            raise Violation(f"{read} saw half of a batch: {error}", checker="results") from None
+        status, result = query_machine(machine, read.request, context)
+        if (read.status, read.result) != (status, result):
+            raise Violation(
+                f"{read} was told {read.result!r} (status {read.status}) of slot {index}; by the log it is {result!r} "
+                f"(status {int(status)})",
+                checker="results",
+            )
+
+
+def check_order_in_time(starts: Iterable[tuple[int, int, str]], ends: Iterable[tuple[int, int, str]]) -> None:
+    """Compare one order with real time, in one sweep. Raises Violation.
+
+    Args:
+        starts: (time when it began, position, name) of operations: what had ended before lies at or below `position`.
+        ends: (time when it ended, position, name) of operations: what begins later lies at or above `position`.
+    """
+    # Keep the highest position that had been answered; whoever begins later may not lie below it.
+    ordered = sorted(ends)
+    highest, who, next_end = 0, "nothing", 0
+    for invoked_ns, position, name in sorted(starts):
+        while next_end < len(ordered) and ordered[next_end][0] < invoked_ns:
+            if ordered[next_end][1] > highest:
+                _, highest, who = ordered[next_end]
+            next_end += 1
+        if position < highest:
+            raise Violation(
+                f"{name}, begun at {invoked_ns} ns, stands at position {position}, but {who} had ended before at "
+                f"position {highest}",
+                checker="real-time",
+            )

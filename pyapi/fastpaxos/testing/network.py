@@ -14,7 +14,7 @@ from functools import partial
 from struct import Struct
 
 from fastpaxos_core.errors import FrameError
-from fastpaxos_core.wire import Frame, FrameSplitter
+from fastpaxos_core.wire import Frame, FrameSplitter, FrameType
 
 from .schedule import MILLISECOND_NS, Schedule
 
@@ -84,10 +84,16 @@ class SimNetwork:
         options: behaviour of every link; may be replaced at any time (`network.options = ...`).
         deliver: called as deliver(source, target, epoch, frame); `epoch` is what `send` was given, None for a replay;
             `frame` is None where the splitter refused the bytes.
+        lost: called as lost(source, target, epoch) when a control frame is lost. Only replica messages may be lost on a
+            connection that stands; for everything else a loss is the end of the connection, as it is on TCP.
     """
 
     def __init__(
-        self, schedule: Schedule, options: LinkOptions, deliver: Callable[[int, int, int | None, Frame | None], None]
+        self,
+        schedule: Schedule,
+        options: LinkOptions,
+        deliver: Callable[[int, int, int | None, Frame | None], None],
+        lost: Callable[[int, int, int], None] | None = None,
     ) -> None:
         self.options = options
         self.calm: frozenset[int] = frozenset()
@@ -100,6 +106,7 @@ class SimNetwork:
         self.frames_corrupted = 0
         self._schedule = schedule
         self._deliver = deliver
+        self._lost = lost
         self._links: dict[tuple[int, int], _Link] = {}
 
     def is_cut(self, source: int, target: int) -> bool:
@@ -134,7 +141,9 @@ class SimNetwork:
     def send(self, source: int, target: int, epoch: int, data: bytes, parsed: Frame) -> None:
         """Send one frame; `parsed` is what the splitter makes of its bytes `data`."""
         random = self._schedule.random
-        options = _CALM if source in self.calm and target in self.calm else self.options
+        options = self.options
+        if self.calm and source in self.calm and target in self.calm:
+            options = _CALM
         link = self._link(source, target)
         self.frames_sent += 1
         if options.replay:
@@ -144,10 +153,10 @@ class SimNetwork:
                 self._schedule.after(self._delay_ns(options), lambda: self._arrive(link, source, target, None, *old))
             link.old_frames.append((data, parsed))
         if link.cut or (options.loss and random.random() < options.loss):
-            self.frames_lost += 1
+            self._lose(source, target, epoch, parsed)
             return
         copies = 1
-        if options.duplicate and random.random() < options.duplicate:
+        if options.duplicate and random.random() < options.duplicate and parsed.type != FrameType.CONTROL:
             copies = 2
             self.frames_duplicated += 1
         for copy in range(copies):
@@ -159,18 +168,26 @@ class SimNetwork:
                 self.frames_reordered += 1
             self._schedule.at(arrival_ns, partial(self._arrive, link, source, target, epoch, data, parsed))
 
+    def _lose(self, source: int, target: int, epoch: int | None, parsed: Frame) -> None:
+        self.frames_lost += 1
+        if self._lost is not None and parsed.type == FrameType.CONTROL and epoch is not None:
+            self._lost(source, target, epoch)
+
     def _delay_ns(self, options: LinkOptions) -> int:
-        random = self._schedule.random
-        if options.tail and random.random() < options.tail:
-            return random.randint(options.delay_min_ns, options.tail_max_ns)
-        return random.randint(options.delay_min_ns, options.delay_max_ns)
+        random = self._schedule.random.random
+        span_ns = options.delay_max_ns
+        if options.tail and random() < options.tail:
+            span_ns = options.tail_max_ns
+        return options.delay_min_ns + int(random() * (span_ns - options.delay_min_ns))
 
     def _arrive(self, link: _Link, source: int, target: int, epoch: int | None, data: bytes, parsed: Frame) -> None:
         if link.cut:
-            self.frames_lost += 1
+            self._lose(source, target, epoch, parsed)
             return
         random = self._schedule.random
-        options = _CALM if source in self.calm and target in self.calm else self.options
+        options = self.options
+        if self.calm and source in self.calm and target in self.calm:
+            options = _CALM
         if options.corrupt and random.random() < options.corrupt:
             self._arrive_corrupt(source, target, epoch, data)
         elif random.random() < _IN_PIECES:

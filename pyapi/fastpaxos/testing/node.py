@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastpaxos.config import NodeConfig
@@ -52,6 +53,9 @@ __all__ = ["SimNode", "address_of"]
 
 _FOUNDING_MAX_NS = 5 * MILLISECOND_NS
 _READY_ROUNDS_MAX = 10_000
+# The whole window of a replica is looked through once in so many turns.
+_WINDOW_CHECK_TURNS = 16
+_LEADER_CHECK_TURNS = 4
 
 
 def address_of(node_id: int) -> str:
@@ -148,6 +152,8 @@ class SimNode:
         self._inbox: deque[Callable[[], None]] = deque()
         self._turn_due = False
         self._spent_ns = 0
+        self._turns = 0
+        self._seen = (0, 0, 0)
 
     def __repr__(self) -> str:
         state = "paused" if self.paused else "running" if self.running else "down"
@@ -262,6 +268,7 @@ class SimNode:
             fetch_timeout_ns=options.fetch_timeout_ms * MILLISECOND_NS,
         )
         self.replica = replica
+        self._seen = (0, 0, 0)
         self.storage = SimStorage(self)
         self.driver = Driver(
             replica,
@@ -290,6 +297,14 @@ class SimNode:
                 f"node {self.node_id} calls its sound journal damaged: {recovery} {recovery.problems}",
                 checker="recovery",
             )
+        marks = self.cluster.marks
+        marks["torn_tail"] += recovery.torn_write
+        marks["recovered_unsynced"] += recovery.rewritten > 0
+        marks["promises_lost"] += not recovery.promised_known
+        self.cluster.note(
+            f"node {self.node_id} boot {self.boot} recovered promise {recovery.promised_ballot}, commit "
+            f"{recovery.commit_index}, {len(recovery.batches)} batches, unknown {recovery.unknown}"
+        )
         entries = [
             JournalEntry(
                 Value(batch.slot_begin, batch.slot_end, batch.value_crc),
@@ -384,8 +399,11 @@ class SimNode:
 
     def later(self, delay_ns: int, action: Callable[[], None]) -> None:
         """Run `action` in this life of the node only, when it runs."""
-        life = self.life
-        self.cluster.schedule.after(delay_ns, lambda: self.input(action) if self.life == life else None)
+        self.cluster.schedule.after(delay_ns, partial(self._input_of, self.life, action))
+
+    def _input_of(self, life: int, action: Callable[[], None]) -> None:
+        if self.life == life:
+            self.input(action)
 
     def disk_later(self, delay_ns: int, action: Callable[[], None]) -> None:
         """The disk goes on while the process is paused or busy, and stops when it dies."""
@@ -397,8 +415,8 @@ class SimNode:
         options, random = self.cluster.disk_options, self.cluster.random
         if options.stall and random.random() < options.stall:
             self.cluster.marks["disk_stall"] += 1
-            return random.randint(options.sync_min_ns, options.stall_max_ns)
-        return random.randint(options.sync_min_ns, options.sync_max_ns)
+            return self.cluster.schedule.delay(options.sync_min_ns, options.stall_max_ns)
+        return self.cluster.schedule.delay(options.sync_min_ns, options.sync_max_ns)
 
     def write_record(self, segment_name: str, offset: int, data: bytes, entries: list[JournalEntry]) -> None:
         """Put one journal write on the disk, and remember where."""
@@ -414,22 +432,19 @@ class SimNode:
         if self.paused or self.busy:
             self._inbox.append(action)
             return
-        self._do(action)
-        if self.running and self.loop.ready and not self._turn_due:
-            turn_max_ns = self.cluster.options.turn_max_ns
-            if turn_max_ns:
-                self._turn_due = True
-                self.later(self.cluster.random.randrange(turn_max_ns + 1), self._turn)
-            else:
-                self._turn()
-
-    def _do(self, action: Callable[[], None]) -> None:
         try:
             action()
         except (SimulatedCrash, OSError) as error:
             self.fail(error)
         if self.cluster.violation is not None:
             raise self.cluster.violation
+        if self.loop.ready and not self._turn_due and self.running:
+            turn_max_ns = self.cluster.options.turn_max_ns
+            if turn_max_ns:
+                self._turn_due = True
+                self.later(self.cluster.schedule.delay(0, turn_max_ns), self._turn)
+            else:
+                self._turn()
 
     def _turn(self) -> None:
         """Run what is ready until nothing is, as an event loop does."""
@@ -440,7 +455,12 @@ class SimNode:
             ready, self.loop.ready = self.loop.ready, []
             for callback in ready:
                 if self.running:
-                    self._do(callback)
+                    try:
+                        callback()
+                    except (SimulatedCrash, OSError) as error:
+                        self.fail(error)
+            if self.cluster.violation is not None:
+                raise self.cluster.violation
             if not self.running or not self.loop.ready:
                 break
             if self._is_busy_now(applied):
@@ -464,7 +484,7 @@ class SimNode:
                 self.busy = False
                 self._drain()
 
-        self.cluster.schedule.after(self.cluster.random.randrange(1, slow_ns), free)
+        self.cluster.schedule.after(self.cluster.schedule.delay(1, slow_ns), free)
         return True
 
     def _drain(self) -> None:
@@ -481,8 +501,14 @@ class SimNode:
             return
         commit_index = replica.commit_index
         promised_ballot = replica.promised_ballot
-        self.cluster.checker.observed(self.node_id, promised_ballot, commit_index, replica.applied_index)
-        if self.cluster.random.random() < self.cluster.options.window_checks:
+        seen = (promised_ballot, commit_index, replica.applied_index)
+        if seen != self._seen:
+            self._seen = seen
+            self.cluster.checker.observed(self.node_id, *seen)
+        self._turns += 1
+        if self._turns % _LEADER_CHECK_TURNS == 0 and replica.role == "leader" and self.cluster.leader() is not self:
+            self.cluster.marks["two_leaders"] += 1
+        if self._turns % _WINDOW_CHECK_TURNS == 0:
             for begin, end, ballot, _, _ in replica.window.batches():
                 if ballot > promised_ballot and end > commit_index + 1:
                     raise Violation(

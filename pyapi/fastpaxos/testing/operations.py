@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 __all__ = ["Operation", "OperationKind", "Outcome", "operation_from_json", "read_history", "write_history"]
@@ -24,6 +25,14 @@ class OperationKind(Enum):
     CAS = "cas"
     """Compare and set: store `value` if the key has the value `expected` (None: if there is no such key)."""
     DELETE = "delete"
+
+
+_RESULTS: dict[OperationKind, tuple[type, ...]] = {
+    OperationKind.READ: (bytes, NoneType),
+    OperationKind.WRITE: (NoneType,),
+    OperationKind.CAS: (bool,),
+    OperationKind.DELETE: (bool, NoneType),
+}
 
 
 class Outcome(Enum):
@@ -61,13 +70,18 @@ class Operation:
         """It took effect, and the client has its result."""
         return self.outcome is Outcome.OK
 
-    def check_times(self) -> None:
-        """Raise ValueError if it was answered before it was asked, or is known without an answer."""
-        answered_ns = self.answered_ns
-        if answered_ns is not None and answered_ns < self.invoked_ns:
-            raise ValueError(f"answered at {answered_ns} ns, asked at {self.invoked_ns} ns")
-        if self.is_known and answered_ns is None:
-            raise ValueError("it has an outcome, but no time of the answer")
+    def validate(self) -> None:
+        """Raise ValueError if this is no record of an operation: answered before it was asked, a wrong type, a lack."""
+        writes = self.kind in (OperationKind.WRITE, OperationKind.CAS)
+        if writes is (self.value is None):
+            raise ValueError(f"{'no value' if writes else 'a value'}: {self}")
+        if self.answered_ns is not None and self.answered_ns < self.invoked_ns:
+            raise ValueError(f"answered at {self.answered_ns} ns, asked at {self.invoked_ns} ns: {self}")
+        if self.is_known:
+            if self.answered_ns is None:
+                raise ValueError(f"no time of the answer: {self}")
+            if not isinstance(self.result, _RESULTS[self.kind]):
+                raise ValueError(f"a result of another type: {self}")
 
     def to_json(self) -> str:
         """Return one line of JSON, without its end."""
@@ -117,7 +131,7 @@ def operation_from_json(line: str) -> Operation:
             result=result if isinstance(result, bool) else _bytes(result),
             slot=fields["slot"],
         )
-        operation.check_times()
+        operation.validate()
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"no operation: {line.strip()[:200]!r}: {error}") from error
     return operation

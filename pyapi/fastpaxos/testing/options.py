@@ -86,7 +86,7 @@ class SimOptions:
     """Clients that run the shipped `fastpaxos.session` over connections; `clients` are independent ones."""
     machine: str = "hashchain"
     duration_ns: int = 4_000 * MILLISECOND_NS
-    tick_ns: int = 10 * MILLISECOND_NS
+    tick_ns: int = 20 * MILLISECOND_NS
     heartbeat_interval_ms: int = 50
     election_timeout_ms: int = 400
     resend_timeout_ms: int = 100
@@ -97,8 +97,6 @@ class SimOptions:
     """Longest time for which the loop is busy after the state machine was called."""
     apply_step_ns: int = 0
     """What one look at the clock costs while commands are applied: beyond 0, batches are applied in slices."""
-    window_checks: float = 0.1
-    """Share of the turns after which the whole window of the replica is looked through."""
     clock_drift_ppm: int = 200
     core_only: bool = False
     """The liveness phase heals a random quorum only; everything else stays as broken as it is."""

@@ -73,7 +73,7 @@ class SimLoop:
                 future.callback(future)
 
         node.cluster.marks["journal_read"] += 1
-        node.later(node.cluster.random.randint(1, node.cluster.disk_options.read_max_ns), finish)
+        node.later(node.cluster.schedule.delay(1, node.cluster.disk_options.read_max_ns), finish)
         return future
 
 
