@@ -8,6 +8,7 @@ __all__ = ["MUTANTS"]
 
 PARTITIONS = "tests/unit/test_election_partitions.py::"
 ELECTION = "tests/unit/test_election.py::"
+SCENARIOS = "tests/sim/test_scenarios.py::"
 
 MUTANTS = (
     Mutant(
@@ -23,7 +24,10 @@ MUTANTS = (
         ),
         rows=(22, 61),
         origin="CCF #7375",
-        layers=("sim", "tests/sim/test_scenarios.py"),
+        layers=(
+            f"{SCENARIOS}test_an_isolated_leader_steps_down_and_its_writes_survive_elsewhere_or_nowhere",
+            "sim",
+        ),
     ),
     Mutant(
         60,
@@ -39,7 +43,7 @@ MUTANTS = (
         origin="Cloudflare 2020",
         layers=(
             f"{PARTITIONS}test_no_quorum_anywhere_means_no_leader_and_no_ballots",
-            "tests/sim/test_scenarios.py::test_a_minority_that_is_cut_off_raises_no_ballots",
+            f"{SCENARIOS}test_a_minority_that_is_cut_off_raises_no_ballots",
         ),
     ),
     Mutant(
@@ -86,7 +90,7 @@ MUTANTS = (
         origin="OmniPaxos (quorum loss)",
         layers=(
             f"{PARTITIONS}test_quorum_loss_the_hub_of_a_star_takes_over",
-            "tests/sim/test_scenarios.py::test_quorum_loss_scenario",
+            "tests/sim/test_partial_connectivity.py::test_quorum_loss",
         ),
     ),
     Mutant(
@@ -117,7 +121,7 @@ MUTANTS = (
         origin="OmniPaxos (constrained election)",
         layers=(
             f"{ELECTION}test_a_member_that_lags_by_far_waits_one_more_timeout_and_then_goes_ahead",
-            "tests/sim/test_scenarios.py::test_constrained_election_scenario",
+            "tests/sim/test_partial_connectivity.py::test_constrained_election",
         ),
     ),
     Mutant(

@@ -150,7 +150,7 @@ MUTANTS = (
         ),
         rows=(63,),
         origin="TigerBeetle 2025-06",
-        layers=("tests/unit/test_replica.py",),
+        layers=("tests/unit/test_replica.py::test_a_leader_slows_down_for_members_that_lag_beyond_half_of_their_ring",),
     ),
     Mutant(
         263,

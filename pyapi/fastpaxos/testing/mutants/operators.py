@@ -73,6 +73,10 @@ MUTANTS = (
         "        return state.send(peer, FRAME_HEARTBEAT_REPLY, promised, &reply, sizeof(HeartbeatReplyHead))\n",
         "        if MUTANT(1007):\n            return 0\n"
         "        return state.send(peer, FRAME_HEARTBEAT_REPLY, promised, &reply, sizeof(HeartbeatReplyHead))\n",
+        layers=(
+            "tests/paper/test_reads.py::test_57_an_acceptor_echoes_only_the_ballot_that_it_promised",
+            "sim",
+        ),
     ),
     operator(
         1008,

@@ -130,7 +130,7 @@ MUTANTS = (
         rows=(9,),
         origin="ai-memory-mcp #341",
         rules=("5.2", "5.4"),
-        options=DUELS,
+        options={**DUELS, "nodes": 5},
     ),
     Mutant(
         11,

@@ -134,6 +134,10 @@ MUTANTS = (
         origin="camunda #57387 kin",
         rules=("5.4",),
         options={"phase1_quorum": 0, "phase2_quorum": 0},
+        layers=(
+            "tests/unit/test_quorum.py::test_majorities_intersect",
+            "sim",
+        ),
     ),
     Mutant(
         120,

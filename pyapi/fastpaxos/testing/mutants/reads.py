@@ -175,6 +175,9 @@ MUTANTS = (
         origin="class",
         rules=("5.7",),
         options={"apply_delay_max_ns": 50_000_000},
-        layers=("sim",),
+        layers=(
+            f"{PAPER}test_57_the_answer_waits_for_apply",
+            "sim",
+        ),
     ),
 )
