@@ -80,7 +80,7 @@ cdef class Proposer:
         self.quorum_heard_ns = self.state.now_ns
         self.heartbeat_ns = 0
         for peer in self.state.peer_list:
-            peer.next_slot = self.next_slot
+            peer.next_slot = peer.owed_slot = self.next_slot
             peer.commit_sent = 0
             peer.read_round = 0
             peer.bytes_in_flight = 0
@@ -177,7 +177,6 @@ cdef class Proposer:
         peer.durable_index = max(peer.durable_index, head.durable_index)
         if self.role != ROLE_LEADER or frame.ballot != self.ballot or head.proposer_boot != state.boot:
             return 0
-        peer.progress_ns = state.now_ns
         for index in range(head.entry_count):
             if ranges[index].slot_begin >= self.next_slot or ranges[index].slot_end > self.next_slot:
                 raise FrameError(
@@ -350,17 +349,19 @@ cdef class Proposer:
             self.send_heartbeats()
         self.send_commits()
         for peer in state.peer_list:
-            if not peer.connected or peer.next_slot <= state.commit_index + 1:
-                peer.progress_ns = state.now_ns
-                continue
-            if state.now_ns - peer.progress_ns < self.resend_timeout_ns:
-                continue
-            slot = state.commit_index + 1
+            # Progress is a vote for the first batch that it owes: later ones may go on for ever behind one that was lost.
+            slot = max(peer.owed_slot, state.commit_index + 1)
             while slot < peer.next_slot:
                 reference = state.window.find(slot)
                 if reference == NO_BATCH or not state.window.at(reference).votes & peer.bit:
                     break
                 slot = state.window.at(reference).descriptor.slot_end
+            if not peer.connected or slot != peer.owed_slot or slot >= peer.next_slot:
+                peer.owed_slot = slot
+                peer.progress_ns = state.now_ns
+                continue
+            if state.now_ns - peer.progress_ns < self.resend_timeout_ns:
+                continue
             peer.next_slot = slot
             peer.bytes_in_flight = 0
             peer.progress_ns = state.now_ns

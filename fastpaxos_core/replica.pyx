@@ -193,7 +193,7 @@ cdef class Replica:
         found.buffers = []
         found.bytes_in_flight = 0
         found.commit_sent = 0
-        found.next_slot = self.state.commit_index + 1
+        found.next_slot = found.owed_slot = self.state.commit_index + 1
         found.last_heard_ns = self.state.now_ns
         found.progress_ns = self.state.now_ns
         self.proposer.heartbeat_ns = 0

@@ -23,13 +23,14 @@ cdef class Peer:
     cdef readonly bint connected
     cdef readonly uint32_t boot              # of the peer, from its hello
     cdef readonly slot_t next_slot           # leader: first slot not yet sent in an Accept
+    cdef readonly slot_t owed_slot           # leader: first slot sent to it that it has not accepted, as of the last tick
     cdef readonly slot_t commit_index        # last heard
     cdef readonly slot_t applied_index       # last heard
     cdef readonly slot_t durable_index       # last heard
     cdef readonly slot_t commit_sent         # leader: commit_index last told
     cdef readonly uint64_t bytes_in_flight   # leader: block bytes sent and not yet accepted or committed
     cdef readonly uint64_t last_heard_ns
-    cdef readonly uint64_t progress_ns       # leader: last time it accepted something or owed nothing
+    cdef readonly uint64_t progress_ns       # leader: last time that owed_slot moved, or nothing was owed
     cdef readonly uint64_t read_round        # leader: highest round echoed in the current ballot
     cdef list buffers                        # outgoing, in order
 

@@ -297,6 +297,25 @@ def test_53_an_unanswered_accept_is_sent_again() -> None:
     assert [message["entries"] for message in again] == [[entry]] * 3
 
 
+def test_53_a_lost_accept_is_sent_again_while_later_ones_go_through() -> None:
+    """Design, core contract: progress behind a gap is none (simulation seed 22: nothing was committed any more)."""
+    leader, lost = leader_with_proposal()
+    leader.sync()
+    leader.sent()
+    sent_again = []
+    for number in range(1, 11):
+        assert leader.replica.open_session(bytes([number]) * 16, number) == 0
+        leader.sync()
+        entries = [entry for message in leader.sent("accept", to=2) for entry in message["entries"]]
+        sent_again += [entry for entry in entries if entry == lost]
+        leader.receive(2, "accepted", leader.replica.ballot, [entry for entry in entries if entry != lost])
+        leader.tick(50)
+    assert len(sent_again) in (1, 2)
+    assert leader.replica.commit_index < lost["slot_begin"]
+    leader.receive(2, "accepted", leader.replica.ballot, [lost])
+    assert leader.replica.commit_index >= lost["slot_begin"] + 10
+
+
 def test_53_a_reconnected_peer_is_sent_everything_that_is_open() -> None:
     """Design, core contract: a connection may have lost anything."""
     leader, entry = leader_with_proposal()

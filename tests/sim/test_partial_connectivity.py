@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("quiet_elections")
 TIMEOUT_NS = 400 * MILLISECOND_NS
 BOUND_NS = 4 * TIMEOUT_NS
 CALM = NemesisOptions(crash=0, restart=0, partition=0, one_way_cut=0, isolate_leader=0, heal=0, pause=0)
-SEEDS = range(1, 6)
+SEEDS = (1, 2)
 SIZES = [3, 5, 7]
 
 

@@ -83,6 +83,7 @@ SOMETIMES = (
     "stopped_as_corrupt",
     "stopped_by_disk",
     "swizzle",
+    "torn_tail",
     "sync_failure_keep",
     "sync_failure_revert",
     "two_leaders",

@@ -24,6 +24,7 @@ import msgpack
 
 from fastpaxos_core.block import BlockView
 from fastpaxos_core.founding import FoundingRecord
+from fastpaxos_core.wire import QueryReply, Reply, ReplyStatus
 
 from .history import BLOCK_COMMANDS, BLOCK_CONTROL, BLOCK_NOOP, LogModel, Violation
 from .journal_view import JournalEntry, Value
@@ -73,6 +74,49 @@ class DurableImage:
             self.by_slot[slot] = entry
         if not entry.learned:
             self.votes.add((entry.ballot, entry.value))
+
+
+@dataclass(frozen=True)
+class _Promised:
+    """What one acceptor promised to one ballot."""
+
+    commit_index: int
+    entries: tuple[tuple[int, Value], ...]
+    """(ballot, value) of everything it had accepted above commit_index."""
+    unknown: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, parts: Sequence[Mapping[str, Any]]) -> _Promised:
+        """Read the parts of a Promise."""
+        listed = [entry for part in parts for entry in part["entries"]]
+        return cls(
+            parts[0]["commit_index"],
+            tuple(
+                (entry["ballot"], Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"]))
+                for entry in listed
+                if not entry["flags"] & _BATCH_UNKNOWN
+            ),
+            tuple((entry["slot_begin"], entry["slot_end"]) for entry in listed if entry["flags"] & _BATCH_UNKNOWN),
+        )
+
+    @classmethod
+    def of_image(cls, image: DurableImage, ballot: int) -> _Promised:
+        """The promise that a candidate gives itself."""
+        entries = dict.fromkeys(entry for entry in image.by_slot.values() if entry.ballot < ballot)
+        return cls(0, tuple((entry.ballot, entry.value) for entry in entries if not entry.learned))
+
+    def is_unknown(self, value: Value) -> bool:
+        """Tell whether a part of the value's range is unknown to this acceptor."""
+        return any(begin < value.slot_end and value.slot_begin < end for begin, end in self.unknown)
+
+
+def _overlap(one: Value, other: Value) -> bool:
+    return one.slot_begin < other.slot_end and other.slot_begin < one.slot_end
+
+
+def _is_displaced(ballot: int, value: Value, entries: Sequence[tuple[int, Value]]) -> bool:
+    """An entry of a higher ballot overlaps it: had it been chosen, that ballot would have proposed it again."""
+    return any(other > ballot and reported != value and _overlap(reported, value) for other, reported in entries)
 
 
 @dataclass
@@ -129,6 +173,11 @@ class ProtocolChecker:
         self._accepted_by: defaultdict[Value, set[int]] = defaultdict(set)
         self._lowest_ballot: dict[Value, int] = {}
         self._proposed_end = 0
+        self._promises: defaultdict[int, dict[int, _Promised]] = defaultdict(dict)
+        self._replicated_ns = 0
+        self._now_ns: dict[int, int] = {}
+        self.acknowledged_index = 0
+        """Highest slot that any client was told to be applied."""
         self._checks: dict[str, tuple[str, Callable[[int, int, Mapping[str, Any], int], None] | None]] = {
             name: (f"sent_{name}", getattr(self, f"_sent_{name}", None)) for name in _MESSAGES
         }
@@ -217,6 +266,12 @@ class ProtocolChecker:
                     checker="recovery",
                 )
             for slot in range(entry.value.slot_begin, entry.value.slot_end):
+                if slot in found:
+                    raise Violation(
+                        f"node {node} recovered {found[slot].value} of ballot {found[slot].ballot} and {entry.value} "
+                        f"of ballot {entry.ballot}: one displaced the other whole",
+                        checker="recovery",
+                    )
                 found[slot] = entry
         lost: list[JournalEntry] = []
         for slot, old in sorted(image.by_slot.items()):
@@ -298,7 +353,10 @@ class ProtocolChecker:
                         )
         while self.log.end_slot in self.chosen:
             value = self.chosen[self.log.end_slot][0]
-            self.log.append(value.slot_begin, value.slot_end, self._values[value][1])
+            timestamp_ns, chosen_block = self._values[value]
+            self._replicated_ns = max(self._replicated_ns, timestamp_ns)
+            self._now_ns[value.slot_begin] = self._replicated_ns
+            self.log.append(value.slot_begin, value.slot_end, chosen_block)
         for image in self.images.values():
             self._advance_prefix(image)
 
@@ -309,6 +367,17 @@ class ProtocolChecker:
             if entry is None or slot not in self.chosen or self.chosen[slot][0] != entry.value:
                 return
             image.prefix = entry.value.slot_end - 1
+
+    def counted(self, node: int, ballot: int, value: Value, mask: int) -> None:
+        """The leader `node` of `ballot` has counted the votes of these members (by position) for its proposal."""
+        durable = self._voters.get((ballot, value), ())
+        for position, member in enumerate(self.members):
+            if mask >> position & 1 and member not in durable:
+                raise Violation(
+                    f"node {node} counts a vote of node {member} for {value} in ballot {ballot}; durable are those of "
+                    f"{sorted(durable)}",
+                    checker="votes",
+                )
 
     # Frames
 
@@ -360,6 +429,7 @@ class ProtocolChecker:
         if len(parts) == message["part_count"]:
             self._check_promise_complete(node, ballot, parts)
             self._promised_by[ballot].add(node)
+            self._promises[ballot].setdefault(node, _Promised.of(parts))
             if any(part["entries"] for part in parts):
                 self.marks["promise_with_entries"] += 1
 
@@ -405,9 +475,39 @@ class ProtocolChecker:
             )
         for entry in message["entries"]:
             value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
-            self._check_proposal(ballot, value, entry)
+            self._check_proposal(node, ballot, value, entry)
 
-    def _check_proposal(self, ballot: int, value: Value, entry: Mapping[str, Any]) -> None:
+    def _check_free(self, node: int, ballot: int, value: Value) -> None:
+        """Paper: "Paxos Made Simple", P2c, for batches: some Phase 1 quorum of the promises to `ballot` allows `value`.
+
+        A promise allows it if the value is what it reports in the highest ballot anybody reports the value in, and
+        nothing that overlaps it stands in a higher ballot; entries that a higher one displaced do not count.
+        """
+        promises = dict(self._promises[ballot])
+        image = self.images[node]
+        if image.may_vote and node not in promises and image.promised_ballot >= ballot:
+            promises[node] = _Promised.of_image(image, ballot)
+        entries = [entry for promised in promises.values() for entry in promised.entries]
+        highest = max((of_ballot for of_ballot, reported in entries if reported == value), default=0)
+        allowing = 0
+        for promised in promises.values():
+            if value.slot_begin <= promised.commit_index:
+                allowing += self.chosen[value.slot_begin][0] == value
+                continue
+            allowing += not promised.is_unknown(value) and all(
+                reported == value or of_ballot < highest or _is_displaced(of_ballot, reported, entries)
+                for of_ballot, reported in promised.entries
+                if _overlap(reported, value)
+            )
+        if allowing < self.phase1_size:
+            raise Violation(
+                f"ballot {ballot} proposes {value}, which only {allowing} of its promises allow: {promises}",
+                checker="phase1-choice",
+            )
+
+    def _check_proposal(self, node: int, ballot: int, value: Value, entry: Mapping[str, Any]) -> None:
+        if self.proposals[ballot].get(value.slot_begin) != value:
+            self._check_free(node, ballot, value)
         block = bytes(entry["block"])
         self._check_value(value, entry["timestamp_ns"], block)
         slots = self.proposals[ballot]
@@ -513,8 +613,30 @@ class ProtocolChecker:
             self._check_commit(node, commit_index, "reached")
         last.promised_ballot, last.commit_index, last.applied_index = promised_ballot, commit_index, applied_index
 
-    def applied(self, node: int, slot_begin: int, slot_end: int, view: BlockView, digest: object) -> None:
-        """The state machine of `node` applied the commands of `view`; `digest` is that of its state after them."""
+    def acknowledged(self, reply: Reply) -> None:
+        """A node tells a client that its block was applied."""
+        if reply.status == ReplyStatus.OK and reply.slot_begin:
+            self.acknowledged_index = max(self.acknowledged_index, reply.slot_begin + reply.command_count - 1)
+            if reply.slot_begin >= self.log.end_slot:
+                raise Violation(
+                    f"slot {reply.slot_begin} is acknowledged, chosen are those <= {self.log.end_slot - 1}",
+                    checker="acknowledged",
+                )
+
+    def answered_read(self, node: int, answer: QueryReply, asked_at: int) -> None:
+        """A node answers a read; every slot <= `asked_at` had been acknowledged to somebody when it arrived."""
+        if answer.status == ReplyStatus.OK and answer.read_index < asked_at:
+            raise Violation(
+                f"node {node} answers a read at slot {answer.read_index}, but slot {asked_at} had been acknowledged "
+                f"before it arrived",
+                checker="stale-read",
+            )
+
+    def applied(
+        self, node: int, slot_begin: int, slot_end: int, view: BlockView, digest: object, now_ns: int | None = None
+    ) -> None:
+        """The state machine of `node` applied the commands of `view` at replicated time `now_ns`; `digest` is that of
+        its state after them."""
         last = self._observed[node]
         if last.applied_entries >= len(self.log.applied):
             raise Violation(f"node {node} applies slot {slot_begin}, nothing more is chosen")
@@ -522,6 +644,11 @@ class ProtocolChecker:
         if (slot_begin, slot_end) != (expected.slot_begin, expected.slot_end):
             raise Violation(
                 f"node {node} applies [{slot_begin}, {slot_end}), next is [{expected.slot_begin}, {expected.slot_end})"
+            )
+        if now_ns is not None and now_ns != self._now_ns[slot_begin]:
+            raise Violation(
+                f"node {node} applies slot {slot_begin} at replicated time {now_ns}, it is {self._now_ns[slot_begin]}",
+                checker="replicated-time",
             )
         if _content(view) != _content(BlockView(expected.block)):
             raise Violation(f"node {node} applies other bytes at slot {slot_begin} than were chosen")

@@ -100,6 +100,7 @@ class SimClient:
         self.name = f"client {number}"
         self.options = options
         self.stopped = False
+        self.reads_answered = 0
         self.target = 0
         self.session_id = 0
         self.nonce = b""
@@ -319,6 +320,7 @@ class SimClient:
             return
         if reply.status == ReplyStatus.OK:
             read.answered_ns = self.host.schedule.now_ns
+            self.reads_answered += 1
             _, read.count, _ = msgpack.unpackb(reply.result)
         elif reply.status == ReplyStatus.NOT_LEADER:
             self._redirect(node, reply.leader_hint)

@@ -24,6 +24,7 @@ from fastpaxos_core.errors import ConfigError, CorruptionError
 from fastpaxos_core.wire import Frame
 
 from .checkers import ProtocolChecker
+from .client_connections import ClientConnections
 from .clients import SimClient
 from .disk import SimulatedCrash
 from .history import ClientHistory, Violation
@@ -32,7 +33,9 @@ from .network import LinkOptions, SimNetwork
 from .node import SimNode
 from .options import DiskOptions, SimOptions
 from .schedule import MILLISECOND_NS, Schedule
+from .session_client import SimSessionClient
 from .swarm import draw_options
+from .workloads import HashChainWorkload, KeyValueWorkload, Workload
 
 if TYPE_CHECKING:
     from .connections import ClientLink
@@ -83,6 +86,7 @@ class SimCluster:
         self.history = ClientHistory()
         self.network = SimNetwork(self.schedule, self.options.links, self._deliver, self._lost)
         self.client_network = SimNetwork(self.schedule, self.options.client_links, self._deliver_client)
+        self.client_connections = ClientConnections(self, self.options.session_links)
         self.disk_options = self.options.disk
         self.violation: BaseException | None = None
         self.trace_digest = 0
@@ -97,10 +101,22 @@ class SimCluster:
         for node_id in self.members:
             self.start_node(node_id)
         self.clients = {-number: SimClient(self, number, self.options.client) for number in self._client_numbers()}
+        self.workload = self._make_workload()
+        self.session_clients = [
+            SimSessionClient(self, number, self.workload) for number in range(1, self.options.session_clients + 1)
+        ]
         self.nemesis = Nemesis(self)
 
     def _client_numbers(self) -> range:
         return range(1, self.options.clients + 1)
+
+    def _make_workload(self) -> Workload:
+        if self.options.machine == "kv":
+            return KeyValueWorkload(self.history, self.random)
+        return HashChainWorkload(self.history, self.random)
+
+    def _all_clients(self) -> list[SimClient | SimSessionClient]:
+        return [*self.clients.values(), *self.session_clients]
 
     # Running
 
@@ -111,7 +127,7 @@ class SimCluster:
         if self.settle():
             self.check()
         else:
-            self.history.check(self.checker.log)
+            self._check_history()
 
     def run_for(self, duration_ns: int) -> None:
         """Let virtual time pass."""
@@ -133,14 +149,26 @@ class SimCluster:
         start_ns = self.schedule.now_ns
         bound_ns = election_timeouts * self.options.election_timeout_ms * MILLISECOND_NS
         commands = self.checker.log.commands
-        if not self.schedule.run_until(start_ns + bound_ns // 2, lambda: self.checker.log.commands > commands):
+        acknowledged = {client: client.acknowledged for client in self._entitled_clients()}
+
+        reads = self._reads_answered()
+
+        def commits() -> bool:
+            """Something was committed, every session client found the leader, and a read was answered."""
+            return (
+                self.checker.log.commands > commands
+                and all(client.acknowledged > before for client, before in acknowledged.items())
+                and (reads is None or (self._reads_answered() or 0) > reads)
+            )
+
+        if not self.schedule.run_until(start_ns + bound_ns // 2, commits):
             raise Violation(
-                f"no command was committed for {bound_ns // 2 // MILLISECOND_NS} ms after the core {self.core} was "
-                f"healed: {self._unrest()}",
+                f"no command was committed (or no read, or client, answered) for {bound_ns // 2 // MILLISECOND_NS} ms "
+                f"after the core {self.core} was healed: {self._unrest()}",
                 checker="liveness",
             )
         self.settled_after_ns = self.schedule.now_ns - start_ns
-        for client in self.clients.values():
+        for client in self._all_clients():
             client.stop()
         if not self.schedule.run_until(start_ns + bound_ns, self._is_quiet):
             raise Violation(
@@ -148,6 +176,23 @@ class SimCluster:
                 checker="convergence",
             )
         return True
+
+    def _reads_answered(self) -> int | None:
+        """How many reads of the independent clients were answered; None where they are not owed an answer."""
+        is_slow = self.options.apply_delay_max_ns > _NOTICE_MAX_NS
+        clients = self.options.clients + self.options.session_clients
+        if is_slow or clients > self.options.sessions_max or not self.options.client.reads or not self.clients:
+            return None
+        return sum(client.reads_answered for client in self.clients.values())
+
+    def _entitled_clients(self) -> list[SimSessionClient]:
+        """Those that must get an answer in the end: not where clients push out each other's sessions, or nodes are so
+        slow that they cannot answer within anybody's patience; nor those that were told of one node only."""
+        clients = self.options.clients + self.options.session_clients
+        is_slow = self.options.apply_delay_max_ns > _NOTICE_MAX_NS
+        if is_slow or clients > self.options.sessions_max:
+            return []
+        return [client for client in self.session_clients if client.manner.names_nodes]
 
     def _choose_core(self) -> list[int]:
         if self.options.nemesis.rot_where == "everywhere" and self.marks["rot"]:
@@ -170,7 +215,8 @@ class SimCluster:
         if len(self.core) == len(self.members):
             self.network.options = LinkOptions()
         self.network.calm = frozenset(self.core)
-        self.client_network.options = LinkOptions()
+        self.client_network.options = self.client_connections.network.options = LinkOptions()
+        self.client_connections.heal()
         self.disk_options = DiskOptions(inline=self.options.disk.inline)
         for node_id in self.core:
             node = self.nodes[node_id]
@@ -183,7 +229,7 @@ class SimCluster:
 
     def check(self) -> None:
         """Judge what clients were told, and that the core's replicas are equal. For a settled cluster."""
-        self.history.check(self.checker.log)
+        self._check_history()
         core = [self.nodes[node_id] for node_id in self.core]
         for node in core:
             node.look()
@@ -191,17 +237,22 @@ class SimCluster:
         states = {(node.machine.digest(), node.replica.sessions.digest()) for node in core if node.replica is not None}
         if len(states) != 1:
             raise Violation(f"replicas ended in {len(states)} different states", checker="digests")
-        for client in self.clients.values():
-            for session_id, _ in client.sessions_lost:
-                if session_id not in self.checker.log.ended:
-                    raise Violation(
-                        f"{client.name} was told that session {session_id} is unknown; it never ended",
-                        checker="sessions",
-                    )
+
+    def _check_history(self) -> None:
+        """Judge what clients were told."""
+        self.history.check(self.checker.log)
+        self.workload.check(self.checker.log)
+        lost = [(client.name, session_id) for client in self.clients.values() for session_id, _ in client.sessions_lost]
+        lost += [(client.name, session_id) for client in self.session_clients for session_id in client.sessions_lost]
+        for name, session_id in lost:
+            if session_id not in self.checker.log.ended:
+                raise Violation(
+                    f"{name} was told that session {session_id} is unknown; it never ended", checker="sessions"
+                )
 
     def _is_quiet(self) -> bool:
         end = self.checker.log.end_slot - 1
-        if not all(client.is_idle for client in self.clients.values()):
+        if not all(client.is_idle for client in self._all_clients()):
             return False
         ready = 0
         for node_id in self.core:
@@ -224,6 +275,7 @@ class SimCluster:
             for client in self.clients.values()
             if client.unanswered
         ]
+        clients += [f"{client!r} waits for {client.waiting}" for client in self.session_clients]
         return "; ".join([f"chosen {self.checker.log.end_slot - 1}", *nodes, *clients])
 
     def note(self, text: str) -> None:
@@ -245,7 +297,7 @@ class SimCluster:
             "events": self.schedule.events_run,
             "frames": self.network.frames_sent,
             "commands": self.checker.log.commands,
-            "acknowledged": len(self.history.answered_writes()),
+            "acknowledged": len(self.history.answered_writes()) + sum(c.acknowledged for c in self.session_clients),
             "reads": sum(read.count is not None for read in self.history.reads),
             "duplicates": self.checker.log.duplicates,
             "session_evicted": self.checker.log.evictions,
@@ -317,12 +369,10 @@ class SimCluster:
         if node.role() == "leader":
             self.marks["leader_ended"] += 1
         peers = list(node.transport.peers)
-        clients = [(link.client, link.epoch) for link in node.transport.clients]
         ending()
         for peer in peers:
             self._drop(node.node_id, peer)
-        for client, epoch in clients:
-            self._client_lost(client, epoch)
+        self.client_connections.node_ended(node.node_id)
 
     def leader(self) -> SimNode | None:
         """A running node that believes that it leads, if there is one."""
@@ -391,7 +441,7 @@ class SimCluster:
 
     def send(self, source: int, target: int, epoch: int, data: bytes, frame: Frame) -> None:
         """Carry a frame from node to node."""
-        self._trace(source, target, data)
+        self.note_frame(source, target, data)
         self.network.send(source, target, epoch, data, frame)
 
     def _deliver(self, source: int, target: int, epoch: int | None, frame: Frame | None) -> None:
@@ -403,7 +453,8 @@ class SimCluster:
         if self.epoch_of(source, target) == epoch:
             self.drop_connection(source, target)
 
-    def _trace(self, source: int, target: int, data: bytes) -> None:
+    def note_frame(self, source: int, target: int, data: bytes) -> None:
+        """A frame is sent: it belongs to the trace."""
         self.trace_digest = zlib.crc32(data, self.trace_digest ^ self.schedule.now_ns & 0xFFFF_FFFF) ^ (source + target)
 
     # Clients (addresses of clients are negative)
@@ -422,21 +473,22 @@ class SimCluster:
 
     def send_from_client(self, client: int, node: int, epoch: int, data: bytes, frame: Frame) -> None:
         """Carry a frame from a client to a node."""
-        self._trace(client, node, data)
+        self.note_frame(client, node, data)
         self.client_network.send(client, node, epoch, data, frame)
 
     def send_to_client(self, node: int, client: int, epoch: int, data: bytes, frame: Frame) -> None:
         """Carry a frame from a node to a client."""
-        self._trace(node, client, data)
-        self.client_network.send(node, client, epoch, data, frame)
+        if epoch:
+            self.client_connections.send_to_client(epoch, data, frame)
+        else:
+            self.note_frame(node, client, data)
+            self.client_network.send(node, client, epoch, data, frame)
 
     def drop_client(self, node_id: int, link: ClientLink) -> None:
         """Break the connection of a client."""
         self.nodes[node_id].client_down(link.client, link.epoch)
-        self._client_lost(link.client, link.epoch)
-
-    def _client_lost(self, client: int, epoch: int) -> None:
-        """A client notices that its connection is gone."""
+        if link.epoch:
+            self.client_connections.left_by_node(link.epoch)
 
     def _deliver_client(self, source: int, target: int, epoch: int | None, frame: Frame | None) -> None:
         if target < 0:

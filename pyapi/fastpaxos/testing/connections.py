@@ -9,9 +9,18 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from fastpaxos.handshake import Hello
+from fastpaxos.handshake import Hello, check_hello, check_protocol, check_sender
+from fastpaxos_core.errors import FrameError
 from fastpaxos_core.messages import decode_message
-from fastpaxos_core.wire import Frame, FrameType, FrameWriter, parse_mapping
+from fastpaxos_core.wire import (
+    Frame,
+    FrameType,
+    FrameWriter,
+    parse_mapping,
+    parse_query,
+    parse_query_reply,
+    parse_reply,
+)
 
 from .network import parse_frames
 
@@ -22,6 +31,9 @@ __all__ = ["ClientLink", "PeerLink", "SimTransport"]
 
 
 _CONTROL = int(FrameType.CONTROL)
+_REPLY = int(FrameType.REPLY)
+_QUERY = int(FrameType.QUERY)
+_QUERY_REPLY = int(FrameType.QUERY_REPLY)
 _TOLD = ("slot_begin", "slot_end", "commit_index", "promised_ballot", "applied_index", "durable_index", "read_round")
 
 
@@ -69,7 +81,7 @@ class PeerLink:
 
 
 class ClientLink:
-    """A node's end of a connection to a client."""
+    """A node's end of a connection to a client. `epoch` 0: a client that has no connections, and says no hello."""
 
     def __init__(self, node: SimNode, client: int, epoch: int) -> None:
         self.node = node
@@ -78,8 +90,11 @@ class ClientLink:
         self.closed = False
         self.inflight: dict[bytes, int] = {}
         self.inflight_bytes = 0
+        self._hello: Hello | None = None
         self._is_held = False
         self._waiting: deque[Frame] = deque()
+        self._asked: dict[int, int] = {}
+        """Per query which slot had been acknowledged to anybody when it arrived."""
 
     def send(self, buffers: list[bytes]) -> None:
         """Send whole frames."""
@@ -88,6 +103,12 @@ class ClientLink:
             return
         for data, frame in parse_frames(b"".join(buffers)):
             node.effect()
+            if frame.type == _REPLY:
+                node.cluster.checker.acknowledged(parse_reply(frame))
+            elif frame.type == _QUERY_REPLY:
+                answer = parse_query_reply(frame)
+                asked_at = self._asked.pop(answer.query_id, 0)
+                node.cluster.checker.answered_read(node.node_id, answer, asked_at)
             node.cluster.send_to_client(node.node_id, self.client, self.epoch, data, frame)
 
     def pause(self) -> None:
@@ -101,12 +122,32 @@ class ClientLink:
             self.node.switchboard.client_frame(self, self._waiting.popleft())
 
     def receive(self, frame: Frame) -> None:
-        """A frame of the client."""
+        """A frame of the client. Raises FrameError, HandshakeRefusedError."""
+        if self.epoch:
+            if self._hello is None:
+                self._take_hello(frame)
+                return
+            hello = self._hello
+            check_sender(frame, hello.node_id, hello.incarnation, hello.boot, None)
+        if frame.type == _QUERY:
+            self._asked[parse_query(frame).query_id] = self.node.cluster.checker.acknowledged_index
         if self._is_held:
             self.node.cluster.marks["client_held"] += 1
             self._waiting.append(frame)
         else:
             self.node.switchboard.client_frame(self, frame)
+
+    def _take_hello(self, frame: Frame) -> None:
+        """Accept the client and answer, as `fastpaxos.transport` does."""
+        if frame.type != FrameType.HELLO:
+            raise FrameError(f"the first frame is {frame!r}, not a hello")
+        hello = check_hello(parse_mapping(frame))
+        transport = self.node.transport
+        check_protocol(hello, self.node.identity.cluster_id)
+        self._hello = hello
+        transport.strangers.remove(self)
+        transport.clients.append(self)
+        self.send([transport.writer.hello(self.node.switchboard.client_hello())])
 
 
 class SimTransport:
@@ -116,6 +157,8 @@ class SimTransport:
         self._node = node
         self.peers: dict[int, PeerLink] = {}
         self.clients: list[ClientLink] = []
+        self.strangers: list[ClientLink] = []
+        """Clients that have not said hello yet."""
         self.writer = FrameWriter(0, 0, 0)
         self.identity_changed()
 
@@ -129,18 +172,20 @@ class SimTransport:
         for peer, link in list(self.peers.items()):
             self._node.cluster.drop_connection(self._node.node_id, peer)
             self._node.peer_down(peer, link.epoch)
-        for client in list(self.clients):
+        for client in [*self.clients, *self.strangers]:
             self._node.cluster.drop_client(self._node.node_id, client)
 
     def client_link(self, client: int, epoch: int) -> ClientLink | None:
         """The connection of a client, if it stands."""
-        return next((link for link in self.clients if link.client == client and link.epoch == epoch), None)
+        links = (*self.clients, *self.strangers) if epoch else self.clients
+        return next((link for link in links if link.client == client and link.epoch == epoch), None)
 
     def abort_all(self) -> None:
         """The process is gone."""
         for link in self.peers.values():
             link.closed = True
-        for client in self.clients:
+        for client in [*self.clients, *self.strangers]:
             client.closed = True
         self.peers.clear()
         self.clients.clear()
+        self.strangers.clear()

@@ -20,6 +20,8 @@ from fastpaxos_core.block import BlockView
 from fastpaxos_core.results import CommandFailure, decode_results
 from fastpaxos_core.wire import ReplyStatus
 
+from .operations import Outcome
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -30,6 +32,7 @@ __all__ = [
     "BLOCK_CONTROL",
     "BLOCK_NOOP",
     "AppliedEntry",
+    "Call",
     "ClientHistory",
     "LogModel",
     "Read",
@@ -133,6 +136,22 @@ class LogModel:
         elif view.kind == BLOCK_CONTROL:
             self._append_control(slot_begin, msgpack.unpackb(view[0]))
 
+    def positions(self) -> dict[bytes, int]:
+        """Position of every command in the applied order. Raises Violation for one that stands there twice.
+
+        Commands of a simulation are unique.
+        """
+        found: dict[bytes, int] = {}
+        for entry in self.applied:
+            for position, command in enumerate(BlockView(entry.block), entry.first_position):
+                if found.setdefault(command, position) != position:
+                    raise Violation(
+                        f"command {command!r} applied at positions {found[command]} and {position} (slot "
+                        f"{entry.slot_begin})",
+                        checker="exactly-once",
+                    )
+        return found
+
     def _append_control(self, slot: int, entry: dict[str, Any]) -> None:
         if entry["op"] == "open_session":
             nonce = bytes(entry["nonce"])
@@ -222,12 +241,40 @@ class Read:
         return f"the read of {self.client} at {self.invoked_ns} ns"
 
 
+@dataclass(eq=False, slots=True)
+class Call:
+    """What one caller of a session client asked for and was told. Times are virtual nanoseconds."""
+
+    client: str
+    commands: list[bytes]
+    """Unique ones; none for a query."""
+    request: bytes = b""
+    """The query, where there are no commands."""
+    invoked_ns: int = 0
+    deadline_ns: int = 0
+    answered_ns: int | None = None
+    outcome: Outcome = Outcome.UNKNOWN
+    results: list[Any] | None = None
+    error: str = ""
+    """Class of the error that it was answered with."""
+    commands_chosen: int = 0
+    """How many commands the log had when the caller was told of an error."""
+    is_abandoned: bool = False
+    """Its caller has gone; the answer counts for nobody."""
+
+    def __str__(self) -> str:
+        """Return a few words for a person."""
+        what = f"commands {self.commands}" if self.commands else f"query {self.request!r}"
+        return f"{self.client}: {what} [{self.invoked_ns}, {self.answered_ns}] ns, {self.error or self.outcome.value}"
+
+
 class ClientHistory:
     """Everything that clients asked for and were told."""
 
     def __init__(self) -> None:
         self.writes: list[Write] = []
         self.reads: list[Read] = []
+        self.calls: list[Call] = []
 
     def answered_writes(self) -> list[Write]:
         """Writes that were acknowledged."""
@@ -241,6 +288,7 @@ class ClientHistory:
         """
         self.check_acknowledged(log)
         self.check_commands_once(log)
+        self.check_calls(log)
         self.check_real_time(log)
         if machine is not None:
             self.check_results(log, machine)
@@ -275,15 +323,26 @@ class ClientHistory:
     @staticmethod
     def check_commands_once(log: LogModel) -> None:
         """Commands of a simulation are unique, so each may stand in the applied order once."""
-        seen: dict[bytes, int] = {}
-        for entry in log.applied:
-            for command in BlockView(entry.block):
-                if command in seen:
-                    raise Violation(
-                        f"command {command!r} applied at slots {seen[command]} and {entry.slot_begin}",
-                        checker="exactly-once",
-                    )
-                seen[command] = entry.slot_begin
+        log.positions()
+
+    def check_calls(self, log: LogModel) -> None:
+        """What callers were told of the effect is true: OK has all commands in the log, NotApplied none, ever."""
+        positions = log.positions() if self.calls else {}
+        for call in self.calls:
+            found = [positions[command] for command in call.commands if command in positions]
+            problem = ""
+            if call.outcome is Outcome.NOT_APPLIED and found:
+                problem = f"applied at positions {found}"
+            elif call.outcome is Outcome.OK and len(found) != len(call.commands):
+                problem = f"is lost, only positions {found} of the log are its"
+            elif found and found != list(range(found[0], found[0] + len(call.commands))):
+                problem = f"is one block, it applied at positions {found}"
+            elif call.error == "ResultGone" and call.commands and not found:
+                problem = "never applied, so it had no result to lose"
+            elif call.error == "SessionExpired" and found and found[-1] > call.commands_chosen:
+                problem = f"applied at positions {found} after its session was over at {call.commands_chosen}"
+            if problem:
+                raise Violation(f"{call} {problem}", checker="outcome")
 
     def check_real_time(self, log: LogModel) -> None:
         """What ended before something began stands before it in the one order (linearizability)."""
@@ -298,6 +357,12 @@ class ClientHistory:
             starts.append((write.invoked_ns, entry.first_position - 1, str(write)))
             if write.answered_ns is not None:
                 ends.append((write.answered_ns, entry.last_position, str(write)))
+        positions = log.positions() if self.calls else {}
+        for call in self.calls:
+            if call.commands and call.commands[0] in positions:
+                starts.append((call.invoked_ns, positions[call.commands[0]] - 1, str(call)))
+                if call.outcome is Outcome.OK and call.answered_ns is not None:
+                    ends.append((call.answered_ns, positions[call.commands[-1]], str(call)))
         last_slots = [entry.slot_end - 1 for entry in log.applied]
         for read in self.reads:
             if read.answered_ns is None:

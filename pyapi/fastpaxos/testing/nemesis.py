@@ -54,6 +54,8 @@ class Nemesis:
             (options.campaign, self._campaign),
             (options.step_down, self._step_down),
             (options.wall_clock_jump, self._wall_clock_jump),
+            (options.reset_client, self._reset_client),
+            (options.cut_client, self._cut_client),
             *self.disks.actions(),
         ]
         self._actions = [action for weight, action in drawn if weight > 0]
@@ -259,8 +261,25 @@ class Nemesis:
     def _heal(self) -> None:
         self._cluster.note("all links are mended")
         self._cluster.network.heal()
+        self._cluster.client_connections.network.heal()
 
     def _reset_connection(self) -> None:
         if (pair := self._pair()) is not None:
             self._note("reset", f"the connection of nodes {pair[0]} and {pair[1]} breaks")
             self._cluster.drop_connection(*pair)
+
+    # Clients
+
+    def _reset_client(self) -> None:
+        self._note("client_reset", "the connection of a client breaks")
+        self._cluster.client_connections.break_some()
+
+    def _cut_client(self) -> None:
+        random, members = self._cluster.random, self._cluster.members
+        if not self._cluster.session_clients:
+            return
+        client = random.choice(self._cluster.session_clients)
+        out_of_reach = random.sample(members, random.randint(1, len(members)))
+        self._note("client_cut", f"{client.name} cannot reach nodes {out_of_reach}")
+        for node_id in out_of_reach:
+            self._cluster.client_connections.cut(client, node_id)

@@ -84,7 +84,7 @@ class _ObservedMachine(StateMachine):
         digest = self.inner.digest() or f"{zlib.crc32(results):08x}"
         try:
             node.cluster.checker.applied(
-                node.node_id, context.slot_begin, context.slot_begin + len(batch), batch, digest
+                node.node_id, context.slot_begin, context.slot_begin + len(batch), batch, digest, context.now_ns
             )
         except Violation as violation:
             node.cluster.violation = violation
@@ -506,16 +506,27 @@ class SimNode:
             self._seen = seen
             self.cluster.checker.observed(self.node_id, *seen)
         self._turns += 1
-        if self._turns % _LEADER_CHECK_TURNS == 0 and replica.role == "leader" and self.cluster.leader() is not self:
+        is_leader = self._turns % _LEADER_CHECK_TURNS == 0 and replica.role == "leader"
+        if is_leader and self.cluster.leader() is not self:
             self.cluster.marks["two_leaders"] += 1
-        if self._turns % _WINDOW_CHECK_TURNS == 0:
-            for begin, end, ballot, _, _ in replica.window.batches():
-                if ballot > promised_ballot and end > commit_index + 1:
-                    raise Violation(
-                        f"node {self.node_id} holds [{begin}, {end}) of ballot {ballot} above its promise "
-                        f"{promised_ballot}",
-                        checker="promise",
-                    )
+        if is_leader or self._turns % _WINDOW_CHECK_TURNS == 0:
+            self._look_at_window(replica, promised_ballot, commit_index, is_leader)
+
+    def _look_at_window(self, replica: Replica, promised_ballot: int, commit_index: int, is_leader: bool) -> None:
+        votes = replica.window.vote_masks
+        own_ballot = replica.ballot if is_leader else 0
+        for begin, end, ballot, value_crc, _ in replica.window.batches():
+            if end <= commit_index + 1:
+                continue
+            if ballot > promised_ballot:
+                raise Violation(
+                    f"node {self.node_id} holds [{begin}, {end}) of ballot {ballot} above its promise "
+                    f"{promised_ballot}",
+                    checker="promise",
+                )
+            if ballot == own_ballot:
+                mask = int(votes[begin % len(votes)])
+                self.cluster.checker.counted(self.node_id, ballot, Value(begin, end, value_crc), mask)
 
     def _tick(self) -> None:
         self.later(self.cluster.options.tick_ns, self._tick)
@@ -579,17 +590,20 @@ class SimNode:
 
     # Clients
 
-    def client_up(self, client: int, epoch: int) -> ClientLink:
-        """A client connects."""
+    def client_up(self, client: int, epoch: int) -> None:
+        """A client connects; on a connection (`epoch` above 0) it says hello first."""
         link = ClientLink(self, client, epoch)
-        self.transport.clients.append(link)
-        return link
+        (self.transport.strangers if epoch else self.transport.clients).append(link)
 
     def client_down(self, client: int, epoch: int) -> None:
         """A client's connection is gone."""
         link = self.transport.client_link(client, epoch)
-        if link is not None:
-            link.closed = True
+        if link is None:
+            return
+        link.closed = True
+        if link in self.transport.strangers:
+            self.transport.strangers.remove(link)
+        else:
             self.transport.clients.remove(link)
             self.switchboard.client_disconnected(link)
 
@@ -599,11 +613,14 @@ class SimNode:
         if link is None:
             if epoch:
                 return
-            link = self.client_up(client, epoch)
+            self.client_up(client, epoch)
+            link = self.transport.clients[-1]
         try:
             link.receive(_accepted(frame))
+        except HandshakeRefusedError as refusal:
+            raise Violation(f"node {self.node_id} refuses client {-client}: {refusal}", checker="frames") from refusal
         except FrameError as error:
-            if not self.cluster.options.client_links.corrupt:
+            if epoch or not self.cluster.options.client_links.corrupt:
                 raise Violation(
                     f"node {self.node_id} refuses a frame of client {-client}: {error}", checker="frames"
                 ) from error

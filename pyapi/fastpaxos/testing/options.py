@@ -61,6 +61,10 @@ class NemesisOptions:
     """A link goes up and down a few times."""
     swizzle: float = 0.0
     """Nodes are cut off one by one, and come back in another order."""
+    reset_client: float = 0.0
+    """A connection of a session client breaks, what is on its way is lost."""
+    cut_client: float = 0.0
+    """Some nodes are out of reach for a session client, until the next `heal`."""
     fail_sync: float = 0.0
     fail_write: float = 0.0
     fail_read: float = 0.0
@@ -85,6 +89,7 @@ class SimOptions:
     session_clients: int = 0
     """Clients that run the shipped `fastpaxos.session` over connections; `clients` are independent ones."""
     machine: str = "hashchain"
+    """Name of the state machine: "hashchain", "kv" (session clients only), or one of the caller's own."""
     duration_ns: int = 4_000 * MILLISECOND_NS
     tick_ns: int = 20 * MILLISECOND_NS
     heartbeat_interval_ms: int = 50
@@ -110,6 +115,8 @@ class SimOptions:
     result_bytes_per_session_max: int = 1 << 20
     links: LinkOptions = field(default_factory=LinkOptions)
     client_links: LinkOptions = field(default_factory=LinkOptions)
+    session_links: LinkOptions = field(default_factory=LinkOptions)
+    """Delays on the connections of session clients, which lose, change and repeat nothing."""
     disk: DiskOptions = field(default_factory=DiskOptions)
     client: ClientOptions = field(default_factory=ClientOptions)
     nemesis: NemesisOptions = field(default_factory=NemesisOptions)

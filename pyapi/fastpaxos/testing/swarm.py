@@ -63,7 +63,8 @@ def draw_options(seed: int, *, small: bool | None = None, **overrides: object) -
         "phase1_quorum": phase1,
         "phase2_quorum": phase2,
         "duration_ns": draw.one_of(600, 1_000, 1_500) * MILLISECOND_NS if is_small else 4_000 * MILLISECOND_NS,
-        "clients": draw.random.randint(1, 2 if is_small else 4),
+        "clients": draw.one_of(1, 2, 2, 4),
+        "election_timeout_ms": draw.one_of(200, 400, 400, 1_000),
         "session_clients": draw.one_of(0, 1, 1) if is_small else draw.one_of(0, 1, 3),
         "machine": "hashchain",
         "turn_max_ns": draw.one_of(0, 0, MILLISECOND_NS),
@@ -88,14 +89,33 @@ def draw_options(seed: int, *, small: bool | None = None, **overrides: object) -
             pipeline=draw.one_of(1, 4, 16),
             commands_per_block_max=draw.one_of(1, 8, 16),
             think_ns=draw.one_of(10, 20, 50) * MILLISECOND_NS,
+            reads=draw.one_of(0.2, 0.2, 0.6),
+            command_bytes_max=draw.one_of(40, 40, 40, 200),
+            retry_ns=draw.one_of(50, 100, 400) * MILLISECOND_NS,
             duplicate=draw.sometimes(0.1),
             frames_rot=client_links.corrupt > 0,
             reopen=draw.sometimes(0.02, 0.3),
         ),
         "nemesis": _nemesis(draw, is_small),
     }
+    values.update(_clients(draw, values))
     values.update(overrides)
     return SimOptions(**values)  # type: ignore[arg-type]
+
+
+def _clients(draw: _Draw, values: dict[str, Any]) -> dict[str, object]:
+    """What session clients meet; and in some runs there are no others, and they use the key-value machine."""
+    changes: dict[str, object] = {}
+    if draw.random.random() < 0.15:
+        changes = {"machine": "kv", "clients": 0, "session_clients": draw.random.randint(1, 4)}
+    if {**values, **changes}["session_clients"]:
+        changes["session_links"] = LinkOptions(
+            delay_max_ns=draw.one_of(1, 1, 10) * MILLISECOND_NS, tail=draw.sometimes(0.02)
+        )
+        changes["nemesis"] = replace(
+            values["nemesis"], reset_client=draw.sometimes(1.0), cut_client=draw.sometimes(0.7)
+        )
+    return changes
 
 
 def _links(draw: _Draw) -> LinkOptions:
@@ -126,6 +146,18 @@ def _nemesis(draw: _Draw, is_small: bool) -> NemesisOptions:
         "rot_where": draw.one_of("minority", "minority", "striped", "everywhere"),
         "lose_disk": draw.sometimes(0.1, 0.2),
     }
+    if draw.random.random() < 0.08:
+        # A partial partition that lasts: only one node, or only neighbours, see each other.
+        return NemesisOptions(
+            interval_ns=1_500 * MILLISECOND_NS,
+            crash=draw.sometimes(0.2),
+            hub=1.0,
+            chain=draw.sometimes(1.0),
+            partial_cut=draw.sometimes(1.0),
+            one_way_cut=draw.sometimes(1.0),
+            heal=0.3,
+            reset_connection=0.1,
+        )
     if draw.random.random() < 0.3:
         # Leaders that follow each other quickly, each cut off with its proposals half accepted.
         return NemesisOptions(
