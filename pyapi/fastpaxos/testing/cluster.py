@@ -240,7 +240,7 @@ class SimCluster:
 
     def _check_history(self) -> None:
         """Judge what clients were told."""
-        self.history.check(self.checker.log)
+        self.history.check(self.checker.log, self.make_machine())
         self.workload.check(self.checker.log)
         lost = [(client.name, session_id) for client in self.clients.values() for session_id, _ in client.sessions_lost]
         lost += [(client.name, session_id) for client in self.session_clients for session_id in client.sessions_lost]
