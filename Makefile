@@ -1,4 +1,4 @@
-# Every recipe sets up what it needs. The profiles (release, checked, coverage, asan) never share a file:
+# Every recipe sets up what it needs. The profiles (release, checked, coverage, asan, mutants) never share a file:
 # release is built in place, the others under build/PROFILE/lib, which their tests put first on the path.
 
 PYTHON ?= python3
@@ -8,6 +8,7 @@ TEST_JOBS ?= 2
 DEMO ?=
 BENCH ?=
 SIM ?= --seeds 1000 --jobs $(JOBS)
+MUTANTS ?= --base-seeds 20 --document docs/mutants.md
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -26,13 +27,14 @@ SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build build-checked test test-all check format sim bench bench-instructions demo annotate coverage asan docs dist clean
+.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions demo annotate coverage asan docs dist clean
 
 help:  ## print the recipes
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 27
 
 build: $(STAMPS)/release  ## build the core in place and point the virtual environment at the source tree
 build-checked: $(STAMPS)/checked  ## build the core with bounds, overflow and ring checks into build/checked/lib
+build-mutants: $(STAMPS)/mutants  ## build a copy with the planted faults that the tests must find into build/mutants/lib
 
 test: build build-checked  ## run the default test suite on the release build, then on the checked build
 	$(call pytest,release,$(RELEASE)) -m "not slow" $(PARALLEL)
@@ -61,6 +63,9 @@ format: $(STAMPS)/venv  ## let ruff rewrite the Python files in the project's st
 
 sim: build  ## run simulated clusters by seed (SIM="--seeds 5000 --from 1 --jobs 2 --json")
 	$(BIN)/fastpaxos sim run $(SIM)
+
+mutants: build-mutants  ## plant every fault in turn and see that it is found (MUTANTS="--only 2,17")
+	$(BIN)/fastpaxos sim mutants $(MUTANTS)
 
 bench: build  ## run the benchmark suite; every benchmark also checks its own result
 	$(call pytest,release,$(RELEASE)) bench -o python_files="bench_*.py" --benchmark-only $(BENCH)
@@ -126,5 +131,12 @@ $(STAMPS)/release: $(CORE) pyproject.toml $(STAMPS)/release-flags
 $(STAMPS)/checked $(STAMPS)/coverage $(STAMPS)/asan: $(STAMPS)/%: $(LIBRARY) pyproject.toml $(STAMPS)/%-flags
 	FASTPAXOS_BUILD=$* FASTPAXOS_JOBS=$(JOBS) $(BIN)/python setup.py --quiet \
 		build --build-base build/$* --build-lib build/$*/lib --build-temp build/$*/tmp --parallel $(JOBS)
+	touch $@
+
+# The faults are planted in a copy of the sources: nothing of them is in any other build.
+$(STAMPS)/mutants: $(LIBRARY) setup.py pyproject.toml $(STAMPS)/release
+	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python -P -m fastpaxos.testing.mutants.source . build/mutants/source
+	cd build/mutants/source && FASTPAXOS_BUILD=mutants FASTPAXOS_JOBS=$(JOBS) $(abspath $(BIN))/python setup.py --quiet \
+		build --build-base build --build-lib ../lib --build-temp build/tmp --parallel $(JOBS)
 	touch $@
 .PRECIOUS: $(STAMPS)/%-flags

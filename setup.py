@@ -1,6 +1,7 @@
 """Builds the compiled core: a list of extensions, one table of directives, one table of build profiles.
 
-FASTPAXOS_BUILD=release|checked|coverage|asan chooses the profile (default: release). All metadata is in pyproject.toml.
+FASTPAXOS_BUILD=release|checked|coverage|asan|mutants chooses the profile (default: release). All metadata is in
+pyproject.toml. Profile mutants compiles the copy of the sources that `make build-mutants` writes.
 """
 
 import os
@@ -40,6 +41,7 @@ PROFILES: dict[str, tuple[dict[str, bool], list[str], list[str], list[tuple[str,
         ["-fsanitize=address,undefined"],
         [("FASTPAXOS_CHECKED", "1")],
     ),
+    "mutants": ({}, ["-O2", "-fno-strict-aliasing"], [], []),
 }
 if PROFILE not in PROFILES:
     raise SystemExit(f"FASTPAXOS_BUILD={PROFILE!r} is unknown; use one of {', '.join(PROFILES)}")

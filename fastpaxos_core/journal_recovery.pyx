@@ -155,6 +155,18 @@ cdef class Scanner:
             )
         return 0
 
+    cdef int check_boot(self, uint64_t boot) except -1:
+        """Each start counts one up before it opens the journal. Else the count was set back: a lost write, a copy."""
+        cdef SegmentFile newest
+        if self.chain:
+            newest = <SegmentFile>self.chain[len(self.chain) - 1]
+            if newest.header.boot >= boot:
+                raise CorruptionError(
+                    f"{newest.name} was written by start {newest.header.boot} of this node, but this one counts as "
+                    f"start {boot}: its count was set back, and with it perhaps more of the directory"
+                )
+        return 0
+
     # --- reading ---
 
     cdef int scan(self) except -1:
@@ -380,6 +392,7 @@ def open_journal(directory, uint64_t node_id, uint64_t incarnation, uint64_t boo
     cdef list buffers = []
     cdef slot_t header_commit_index
     scanner.scan()
+    scanner.check_boot(boot)
     tail = scanner.take_tail()
     # The header stands before the last write: what that write commits may be in that write only.
     header_commit_index = scanner.state.commit_index

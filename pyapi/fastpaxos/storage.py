@@ -290,7 +290,13 @@ def _make_directory(path: Path) -> None:
             OsDirectory(missing[-1].parent).sync_directory()
     for directory in reversed(missing[:-1]):
         directory.mkdir(mode=0o700, exist_ok=True)
-        OsDirectory(directory.parent).sync_directory()
+        try:
+            OsDirectory(directory.parent).sync_directory()
+        except OSError:
+            # No later sync would say anything about this name: the next start shall make it anew.
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+            raise
     if not path.is_dir():
         raise ConfigError(f"data_dir {path} is no directory")
 

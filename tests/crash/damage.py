@@ -45,6 +45,7 @@ class SoundImage:
     Attributes:
         image: the files.
         foreign: those of a directory of the same node with another incarnation.
+        identities: the identity file as each start before the last one left it.
         expected: what must hold; one state.
         states: {write number: state after it}.
         records: all writes that a start reads, in order.
@@ -54,6 +55,7 @@ class SoundImage:
 
     image: Image
     foreign: Image
+    identities: list[bytes]
     expected: Expectation
     states: dict[int, State]
     records: list[Record]
@@ -104,6 +106,7 @@ def sound_images(seed: int, recorder: Recorder, folder: Path) -> Iterator[SoundI
         lay_out({}, path)
     disk, ledger = Disk(str(root)), Ledger("fsync")
     states: dict[int, State] = {}
+    identities: list[bytes] = []
     for life in range(LIVES):
         steps = rng.randint(10, 40)
         recorder.record(
@@ -121,9 +124,10 @@ def sound_images(seed: int, recorder: Recorder, folder: Path) -> Iterator[SoundI
         image = read_image(root)
         expected = replace(ledger.now, states=ledger.now.states[-1:])
         yield SoundImage(
-            image, read_image(foreign_root), expected, states, find_records(image), run.segment_bytes,
-            f"seed {seed} after life {life}",
+            image, read_image(foreign_root), identities.copy(), expected, states, find_records(image),
+            run.segment_bytes, f"seed {seed} after life {life}",
         )  # fmt: skip
+        identities.append(image[DATA_PATH + "/identity"] or b"")
 
 
 def find_records(image: Image) -> list[Record]:
@@ -251,13 +255,19 @@ class Vandal:
         image = {**self.sound.image, path: self.sound.image[other], other: self.sound.image[path]}
         return image, path, 0
 
+    def take_old_identity(self) -> tuple[Image, str, int]:
+        """The identity file as it was some starts ago: the last ones were lost, or somebody copied it back."""
+        path = DATA_PATH + "/identity"
+        old = self.rng.choice(self.sound.identities or [self.sound.image[path] or b""])
+        return {**self.sound.image, path: old}, path, 0
+
     def remove_file(self) -> tuple[Image, str, int]:
         path = self.rng.choice([*self.segments, DATA_PATH + "/identity"])
         return {name: content for name, content in self.sound.image.items() if name != path}, path, 0
 
     KINDS = (
         flip_bit, flip_bit, flip_many, zero_sector, zero_page, garbage_sector, truncate, swap_sectors, misdirect_write,
-        lose_write, take_foreign_segment, take_foreign_sectors, exchange_segments, remove_file,
+        lose_write, take_foreign_segment, take_foreign_sectors, exchange_segments, take_old_identity, remove_file,
     )  # fmt: skip
 
 

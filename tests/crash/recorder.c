@@ -368,6 +368,8 @@ static int unlinked(int directory, const char *path, int flags, const char *call
 int unlink(const char *path) { return unlinked(AT_FDCWD, path, 0, "unlink"); }
 int unlinkat(int directory, const char *path, int flags) { return unlinked(directory, path, flags, "unlinkat"); }
 
+int rmdir(const char *path) { return unlinked(AT_FDCWD, path, AT_REMOVEDIR, "rmdir"); }
+
 int mkdir(const char *path, mode_t mode) {
     struct record record = {.kind = MKDIR, .descriptor = AT_FDCWD};
     int result;

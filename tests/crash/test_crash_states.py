@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,23 @@ def test_a_directory_whose_making_was_interrupted_is_made_durable(recorder: Reco
         check_image(image, DATA_PATH, ledger.now, folder / "scratch", "fsync", SEGMENT_BYTES)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_directory_whose_name_could_not_be_synced_is_made_anew(recorder: Recorder, folder: Path, number: int) -> None:
+    """Syncing the folder above a second time proves nothing."""
+    root = folder / "recorded"
+    disk, ledger = Disk(str(root)), Ledger("fsync")
+    lay_out({}, root)
+    # The first sync of a start is of the folder above what is there already.
+    for faults in ([Fault("fsync", number + 1, errno.EIO)], []):
+        recording = recorder.record(Run(1, steps=5, faults=faults), root, root / DATA_PATH)
+        assert recording.status == (1 if faults else 0), recording.error
+        for event in recording.events:
+            follow(event, disk, ledger)
+        disk.start_process()
+    image = disk.image(lambda change: False)
+    check_image(image, DATA_PATH, ledger.now, folder / "scratch", "fsync", SEGMENT_BYTES)
+
+
 # --- does it find faults? ---------------------------------------------------------------------------------------------
 
 
@@ -75,6 +93,10 @@ FORGOTTEN: dict[str, Forgets] = {
     "the founding record": nth_of("fsync", 4),
     "the name of the founding record": nth_of("fsync", 5),
     "the first segment": nth_of("fsync", 6),
+    "the headers of later segments": lambda event, disk: (
+        event.call == "fsync" and event.number > 9 and not disk.is_folder(event.descriptor)
+    ),
+    "the names of later segments": lambda event, disk: event.number > 9 and disk.is_folder(event.descriptor),
     "all names": lambda event, disk: disk.is_folder(event.descriptor),
 }
 

@@ -313,24 +313,24 @@ def test_truncated_newest_segment_leaves_the_promise_unknown_until_repaired():
     image, journal, recovery = result
     assert not recovery.promised_known
     image = image.crash()
-    journal, recovery = open_journal(image, 2, history.segment_bytes)
+    journal, recovery = open_journal(image, 3, history.segment_bytes)
     assert not recovery.promised_known
     # The node goes on as a learner; what it writes says that the promise is only a lower bound.
     assert not journal.promised_known
-    life = History(random.Random(1), image, journal, history.segment_bytes, boot=2)
+    life = History(random.Random(1), image, journal, history.segment_bytes, boot=3)
     life.state = recovered_state(recovery)
     life.learn()
     life.write()
-    _, again = open_journal(image.crash(), 3, history.segment_bytes)
+    _, again = open_journal(image.crash(), 4, history.segment_bytes)
     assert not again.promised_known
     assert again.commit_index == life.state.commit_index
     # Once repaired, a write says so.
-    journal, recovery = open_journal(image, 4, history.segment_bytes)
+    journal, recovery = open_journal(image, 5, history.segment_bytes)
     journal.promised_known = True
     life.go_on(image, journal, recovery)
     life.learn()
     life.write()
-    _, repaired = open_journal(image.crash(), 5, history.segment_bytes)
+    _, repaired = open_journal(image.crash(), 6, history.segment_bytes)
     assert repaired.promised_known
 
 
@@ -458,6 +458,17 @@ def test_exchanged_files_are_refused():
     image.rename("other", second)
     with pytest.raises(CorruptionError, match="exchanged"):
         open_journal(image, 2, history.segment_bytes)
+
+
+def test_a_start_that_does_not_count_up_is_refused():
+    """The identity file was set back: boot numbers that stand in messages would be used again."""
+    history = named_history()
+    image = history.directory.copy()
+    open_journal(image, 7, history.segment_bytes)
+    for boot in (6, 7):
+        with pytest.raises(CorruptionError, match=rf"written by start 7 of this node, .* counts as start {boot}"):
+            open_journal(image.copy(), boot, history.segment_bytes)
+    open_journal(image.copy(), 8, history.segment_bytes)
 
 
 def test_recycled_segment_of_an_earlier_life_is_not_read():

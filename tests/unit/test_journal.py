@@ -317,6 +317,23 @@ def test_short_or_foreign_bytes_are_not_parsed():
     assert journal.locate(1, before=journal.locate(1)) is None
 
 
+def test_a_good_block_of_another_batch_is_not_read_in_its_place():
+    """A misdirected write: the block is whole by itself, but it is not the one that the record names."""
+    directory, journal, _ = new_journal()
+    for slot in (1, 2):
+        append(journal, slot, slot + 1)
+        write = journal.seal(1, 0)
+        carry_out(directory, journal, write)
+        if slot == 1:
+            place = write.segment_name, write.offset + HEAD.size + 48
+    other = build_block([bytes(10)], 1, 7)
+    directory.overwrite(*place, other)
+    assert read_all(journal, directory, 1) == []
+    _, recovery = open_journal(directory, 2)
+    assert recovery.unknown == [(1, 2)]
+    assert [batch.slot_begin for batch in recovery.batches] == [2]
+
+
 def test_index_stays_small():
     directory, journal, _ = new_journal(8 << 20)
     for slot in range(1, 2001):

@@ -198,6 +198,35 @@ def test_a_peer_that_paused_is_sent_accepts_again() -> None:
     assert any(3 in receivers for receivers in sent[-10:])
 
 
+def test_a_leader_slows_down_for_members_that_lag_beyond_half_of_their_ring() -> None:
+    """With only a bare quorum inside its ring, a leader at full speed would leave the third member behind for ever."""
+    leader = LoneReplica(window_slots=64, ring_slots=128, commands_per_block_max=16)
+    leader.lead()
+    leader.replica.open_session(b"n" * 16, "session")
+    leader.accept_all(2)
+    leader.apply()
+    [(_, _, session_id, *_)] = leader.replica.take_replies()
+
+    def submit_while_taken(sequence: int) -> int:
+        """Submit single commands until one is refused; return how many were taken."""
+        taken = 0
+        while leader.replica.submit(build_block([b"x"], session_id, sequence + taken), 0) == ReplyStatus.OK:
+            taken += 1
+        return taken
+
+    leader.tick()
+    assert submit_while_taken(1) == 64
+    leader.accept_all(2)
+    leader.apply()
+    leader.receive(2, "heartbeat_reply", leader.replica.ballot, commit_index=leader.replica.commit_index)
+    # Node 3 has not committed anything: it is more than half a ring behind.
+    leader.tick()
+    assert submit_while_taken(65) == 64 // 16
+    leader.receive(3, "heartbeat_reply", leader.replica.ballot, commit_index=leader.replica.commit_index)
+    leader.tick()
+    assert submit_while_taken(65 + 64 // 16) == 64 - 64 // 16
+
+
 def entries_of_admitted(replica: object) -> int:
     return max(len(held) for held in gc.get_referents(replica) if isinstance(held, dict))
 
