@@ -2,7 +2,7 @@
 
 `str` and `bytes` hash differently in every Python process, and with them sets are ordered differently: a machine that
 depends on it diverges in production, where every node is a process, and never within one. The child runs `main`: it
-reads one pickled request from its standard input, and writes its results.
+reads one request from its standard input, and writes its results.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import msgpack
 
 from fastpaxos.statemachine import BatchRun, StateMachine
 from fastpaxos_core.block import BlockView
@@ -27,7 +29,7 @@ from fastpaxos_core.results import decode_results
 
 from .history import Violation
 
-__all__ = ["AppliedBatch", "check_hash_order", "main", "pickle_factory", "state_of"]
+__all__ = ["AppliedBatch", "check_hash_order", "importable_name", "main", "state_of"]
 
 _CHILD_TIMEOUT_S = 300
 
@@ -53,50 +55,38 @@ def state_of(machine: StateMachine) -> bytes:
     return b"\n".join(parts)
 
 
-def pickle_factory(factory: Callable[[], StateMachine]) -> tuple[bytes, dict[str, str]]:
-    """Return what a child process needs to make the same machine. Raises ValueError if it cannot be sent there."""
+def importable_name(factory: Callable[[], StateMachine]) -> list[str]:
+    """Return module, name and file of a class or function, for another process. Raises ValueError if it has no name."""
+    module_name, name = getattr(factory, "__module__", ""), getattr(factory, "__qualname__", "")
+    module = sys.modules.get(module_name)
     try:
-        data = pickle.dumps(factory)
-    except Exception as error:
+        found = attrgetter(name)(module)
+    except AttributeError:
+        found = None
+    if found is not factory:
         raise ValueError(
-            f"{factory!r} cannot be made in another process ({error}), so nobody can tell whether it depends on hash "
-            f"order: define it at the top of a module, or leave that check out with hash_seeds=()"
-        ) from error
-    files = {}
-    for module_name in {type(factory).__module__, getattr(factory, "__module__", ""), *_names_in(factory)}:
-        file = getattr(sys.modules.get(module_name), "__file__", None)
-        if file is not None:
-            files[module_name] = str(Path(file).resolve())
-    return data, files
+            f"{factory!r} cannot be made in another process, so nobody can tell whether it depends on hash order: "
+            f"define it at the top of a module, or leave that check out with hash_seeds=()"
+        )
+    file = getattr(module, "__file__", None)
+    return [module_name, name, "" if file is None else str(Path(file).resolve())]
 
 
-def _names_in(factory: object) -> list[str]:
-    """Modules of the class or function inside a functools.partial."""
-    function = getattr(factory, "func", None)
-    return [function.__module__] if function is not None else []
-
-
-def load_factory(data: bytes, files: dict[str, str]) -> Callable[[], StateMachine]:
-    """Return the factory that `pickle_factory` took, in another process."""
-
-    class Loader(pickle.Unpickler):
-        def find_class(self, module_name: str, name: str) -> Any:
-            if module_name in files and module_name not in sys.modules:
-                _load_file(module_name, files[module_name])
-            return super().find_class(module_name if module_name != "__main__" else "__mp_main__", name)
-
-    if "__main__" in files:
-        _load_file("__mp_main__", files["__main__"])
-    factory: Callable[[], StateMachine] = Loader(BytesIO(data)).load()
+def load_factory(module_name: str, name: str, file: str) -> Callable[[], StateMachine]:
+    """Return what `importable_name` named, in another process."""
+    # The main program would run again under its own name.
+    module = _load_module("__mp_main__" if module_name == "__main__" else module_name, file)
+    factory: Callable[[], StateMachine] = attrgetter(name)(module)
     return factory
 
 
-def _load_file(module_name: str, file: str) -> ModuleType:
+def _load_module(module_name: str, file: str) -> ModuleType:
     """Import a module by its name, or else (test modules often have none that can be imported) by its file."""
     try:
         return importlib.import_module(module_name)
     except ImportError:
-        pass
+        if not file:
+            raise
     specification = importlib.util.spec_from_file_location(module_name, file)
     if specification is None or specification.loader is None:
         raise ImportError(f"{file} cannot be loaded as {module_name}")
@@ -132,9 +122,8 @@ def check_hash_order(
     """
     if not hash_seeds:
         return
-    data, files = pickle_factory(factory)
     plain = [[(batch.slot_begin, batch.now_ns, batch.block) for batch in log] for log in logs]
-    request = pickle.dumps((data, files, plain))
+    request: bytes = msgpack.packb([importable_name(factory), plain])
     answers = _run_children(request, hash_seeds)
     for hash_seed, of_seed in zip(hash_seeds, answers, strict=True):
         for log, of_log in zip(logs, of_seed, strict=True):
@@ -153,7 +142,7 @@ def _run_children(request: bytes, hash_seeds: Sequence[int]) -> list[Any]:
             if child.returncode:
                 text = errors.decode(errors="replace")
                 raise Violation(f"no replay with PYTHONHASHSEED={hash_seed}:\n{text}", checker="hash-order")
-            answers.append(pickle.loads(output))
+            answers.append(msgpack.unpackb(output))
     return answers
 
 
@@ -190,6 +179,6 @@ def _compare(log: Sequence[AppliedBatch], answers: Any, hash_seed: int) -> None:
 def main() -> None:
     """Be the child."""
     output, sys.stdout = sys.stdout.buffer, sys.stderr  # a machine may print
-    data, files, logs = pickle.loads(sys.stdin.buffer.read())
-    answers = apply_logs(load_factory(data, files), logs)
-    output.write(pickle.dumps(answers))
+    name, logs = msgpack.unpackb(sys.stdin.buffer.read())
+    answers = apply_logs(load_factory(*name), logs)
+    output.write(msgpack.packb(answers))

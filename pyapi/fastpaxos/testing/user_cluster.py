@@ -24,7 +24,7 @@ from .environment import Environment
 from .history import Call, LogModel, Violation
 from .node import SimNode
 from .options import NemesisOptions, SimOptions
-from .replay import AppliedBatch, check_hash_order, pickle_factory, state_of
+from .replay import AppliedBatch, check_hash_order, importable_name, state_of
 from .schedule import MILLISECOND_NS
 from .session_client import Manner, SimSessionClient
 from .swarm import draw_options
@@ -53,8 +53,15 @@ _PATIENT = Manner(
     names_nodes=True,
 )
 # What a user's machine has to do with: nodes that stop, start, hang and lose each other, not disks that rot.
-_NO_ROT = {"rot": 0.0, "lose_disk": 0.0, "fail_sync": 0.0, "fail_write": 0.0, "fail_read": 0.0, "fill_disk": 0.0}
-_SIZES = {"window_bytes": 1 << 20, "log_memory_bytes": 1 << 20, "segment_bytes": 1 << 20}
+_NO_ROT: dict[str, Any] = {
+    "rot": 0.0,
+    "lose_disk": 0.0,
+    "fail_sync": 0.0,
+    "fail_write": 0.0,
+    "fail_read": 0.0,
+    "fill_disk": 0.0,
+}
+_SIZES: dict[str, Any] = {"window_bytes": 1 << 20, "log_memory_bytes": 1 << 20, "segment_bytes": 1 << 20}
 
 
 @dataclass(frozen=True)
@@ -241,9 +248,9 @@ class MachineCluster:
         self._factory = factory
         self._hash_seeds = _hash_seeds(hash_seeds, self.seed)
         if self._hash_seeds:
-            pickle_factory(factory)
+            importable_name(factory)
         workload = _Commands(Random(self.seed), lambda _: b"", None)
-        options = SimOptions(nodes=nodes, clients=0, nemesis=_CALM, machine="", **_SIZES)  # type: ignore[arg-type]
+        options = SimOptions(nodes=nodes, clients=0, nemesis=_CALM, machine="", **_SIZES)
         self._cluster = _Simulation(self.seed, options, factory, workload)
         self._caller = _Caller(self._cluster, 1, workload)
         self._cluster.session_clients.append(self._caller)
@@ -385,7 +392,7 @@ def check_machine(
     all_seeds = [int(chosen)] if chosen else [*range(1, seeds + 1)]
     hash_seeds = None if hash_seeds is None else [*hash_seeds]
     if _hash_seeds(hash_seeds, 0):
-        pickle_factory(factory)
+        importable_name(factory)
     logs = []
     for seed in all_seeds:
         try:
@@ -408,7 +415,7 @@ def _run_seed(
     query: Callable[[Random], bytes] | None,
 ) -> list[AppliedBatch]:
     options = draw_options(seed, small=True, clients=0, session_clients=2, machine="", **_SIZES)
-    options = replace(options, apply_delay_max_ns=0, nemesis=replace(options.nemesis, **_NO_ROT))  # type: ignore[arg-type]
+    options = replace(options, apply_delay_max_ns=0, nemesis=replace(options.nemesis, **_NO_ROT))
     cluster = _Simulation(seed, options, factory, _Commands(Random(f"commands {seed}"), command, query))
     cluster.run()
     return cluster.log
