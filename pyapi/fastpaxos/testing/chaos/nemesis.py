@@ -195,6 +195,32 @@ class Nemesis:
             await asyncio.sleep(hold_s / 4)
             cluster.bring_up(victims)
 
+    async def _rot_uncommitted(self, random: Random, hold_s: float) -> None:
+        """A bare majority goes on alone and dies; what one of it accepted rots, and only that one comes back at first.
+
+        It and the others are a majority again, of which nobody can say what was acknowledged last: they must wait.
+        """
+        cluster, network = self._cluster, self._network
+        leader = self._leader_or_any(random)
+        others = random.sample([member for member in cluster.members if member != leader], len(cluster.members) - 1)
+        together = [leader, *others[: len(cluster.members) // 2]]
+        apart = [member for member in cluster.members if member not in together]
+        ways = [(one, other) for one in together for other in apart]
+        for one, other in ways:
+            network.separate(one, other)
+        self._say(f"{apart} are cut off, and soon {together} die")
+        await asyncio.sleep(random.uniform(*FLAP_S))
+        victims = await cluster.take_down(together)
+        rotten = [member for member in victims if member != leader][:1]
+        done = await asyncio.to_thread(self.rot.damage_uncommitted, rotten[0], random) if rotten else None
+        self._say(f"damage to {done}" if done else "nothing that may be damaged now is not committed")
+        for one, other in ways:
+            network.mend(one, other)
+            network.mend(other, one)
+        cluster.bring_up(rotten)
+        await asyncio.sleep(hold_s)
+        cluster.bring_up(victims)
+
     # --- network ------------------------------------------------------------------------------------------------------
 
     async def _hold(self, what: str, hold_s: float, random: Random) -> None:
