@@ -25,6 +25,8 @@ STORM_PAUSE_S = 0.03
 DELAY_S = (0.005, 0.15)
 TRICKLE = ((1, 4_000.0), (1, 1_000.0), (7, 10_000.0), (100, 50_000.0))
 STARTING_S = (0.02, 0.6)
+# Long enough for one replica to start, and to be elected or to fail.
+LONELY_S = 2.0
 
 
 class Nemesis:
@@ -218,7 +220,7 @@ class Nemesis:
             network.mend(one, other)
             network.mend(other, one)
         cluster.bring_up(rotten)
-        await asyncio.sleep(hold_s)
+        await asyncio.sleep(LONELY_S + hold_s)
         cluster.bring_up(victims)
 
     # --- network ------------------------------------------------------------------------------------------------------
