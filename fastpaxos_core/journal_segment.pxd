@@ -12,6 +12,7 @@ cdef class SegmentFile:
     cdef uint64_t file_size
     cdef uint64_t end                          # nothing is read at or behind it
     cdef bint is_cut                           # `end` was named by a later start
+    cdef bint is_cut_unknown                   # the promised ballot was unknown at that start
     cdef bint missing_before                   # the segment that should stand before it is gone
     cdef uint64_t writes
     cdef bytes buffer
