@@ -64,8 +64,7 @@ MUTANTS = (
         (
             core(
                 "journal_recovery",
-                "    scanner.scan()\n    tail = scanner.take_tail()\n    # The header",
-                "    scanner.scan()\n"
+                "    tail = scanner.take_tail()\n    # The header",
                 "    if MUTANT(24) and scanner.tail_head is not None and scanner.tail_is_whole():\n"
                 "        scanner.settle_tail()\n"
                 "    tail = scanner.take_tail()\n    # The header",
@@ -418,6 +417,21 @@ MUTANTS = (
         origin="TigerBeetle 0.16.25-26",
         rules=("5.11",),
         layers=(f"{UNIT}test_unknown_segment_version_or_flag_is_refused_by_name",),
+    ),
+    Mutant(
+        211,
+        "a start that does not count up opens the journal",
+        (
+            core(
+                "journal_recovery",
+                "            if newest.header.boot >= boot:\n",
+                "            if newest.header.boot >= boot and not MUTANT(211):\n",
+            ),
+        ),
+        rows=(11, 35),
+        origin="class (copied directory)",
+        rules=("5.2", "5.11"),
+        layers=(f"{CRASH}test_a_start_that_does_not_count_up_is_refused",),
     ),
     Mutant(
         235,
