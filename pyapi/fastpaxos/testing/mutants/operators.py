@@ -416,8 +416,8 @@ MUTANTS = (
         "            if MUTANT(1048) and self.held[len(self.held) - 1][0] <= self.journal.durable_ticket:\n"
         "                _, peer, frame = self.held.pop()\n            else:\n"
         "                _, peer, frame = self.held.popleft()\n",
-        equivalent="no rule rests on the order of frames: links reorder them in most simulations, and a message that is "
-        "late or early is ignored, or answered by what it says",
+        equivalent="no rule rests on the order of frames: links reorder them in most simulations, and a message "
+        "that is late or early is ignored, or answered by what it says",
     ),
     operator(
         1049,
