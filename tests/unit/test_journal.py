@@ -334,6 +334,20 @@ def test_a_good_block_of_another_batch_is_not_read_in_its_place():
     assert [batch.slot_begin for batch in recovery.batches] == [2]
 
 
+def test_a_corrupt_write_that_a_start_carried_over_is_no_torn_write():
+    """The segment's own header says that its first write was durable, although nothing good follows it."""
+    directory, journal, _ = new_journal()
+    append(journal, 1, 2)
+    carry_out(directory, journal, journal.seal(1, 0))
+    journal, recovery = open_journal(directory, 2)
+    assert recovery.rewritten == 1
+    directory.overwrite(f"journal-{journal.segment_number:016x}.segment", 1024 + 20, b"\xff")
+    _, recovery = open_journal(directory, 3)
+    assert recovery.problems
+    assert not recovery.torn_write
+    assert not recovery.promised_known
+
+
 def test_index_stays_small():
     directory, journal, _ = new_journal(8 << 20)
     for slot in range(1, 2001):

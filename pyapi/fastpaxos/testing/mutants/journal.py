@@ -173,7 +173,7 @@ MUTANTS = (
         rows=(26,),
         origin="PAR (FAST'18)",
         rules=("5.11",),
-        layers=(CRASH.rstrip(":"),),
+        layers=(f"{UNIT}test_a_corrupt_write_that_a_start_carried_over_is_no_torn_write",),
     ),
     Mutant(
         226,

@@ -15,6 +15,7 @@ from ..schedule import MILLISECOND_NS
 __all__ = ["DUELS", "LONE", "READS", "RESENDS", "SLOW_ECHOES"]
 
 _MAJORITY = {"phase1_quorum": 0, "phase2_quorum": 0}
+_CLIENTS = {"clients": 4, "machine": "hashchain", "client_links": LinkOptions()}
 
 LONE: Mapping[str, object] = {"nodes": 1, **_MAJORITY}
 """One replica."""
@@ -38,8 +39,7 @@ DUELS: Mapping[str, object] = {
 RESENDS: Mapping[str, object] = {
     **DUELS,
     "small": False,
-    "clients": 4,
-    "client_links": LinkOptions(),
+    **_CLIENTS,
     "client": ClientOptions(retry_ns=40 * MILLISECOND_NS, think_ns=10 * MILLISECOND_NS, pipeline=16, reads=0.0),
     "links": LinkOptions(loss=0.1, reorder=0.2, delay_max_ns=5 * MILLISECOND_NS),
     "nemesis": NemesisOptions(
@@ -57,9 +57,8 @@ RESENDS: Mapping[str, object] = {
 READS: Mapping[str, object] = {
     "nodes": 3,
     **_MAJORITY,
-    "clients": 4,
+    **_CLIENTS,
     "election_timeout_ms": 1_000,
-    "client_links": LinkOptions(),
     "client": ClientOptions(reads=0.5, think_ns=5 * MILLISECOND_NS, pipeline=4, retry_ns=40 * MILLISECOND_NS),
     "links": LinkOptions(),
     "nemesis": NemesisOptions(
