@@ -10,13 +10,7 @@ import msgpack
 import pytest
 
 from fastpaxos import ApplyContext, QueryContext, StateMachine
-from fastpaxos.kv import (
-    KeyValueMachine,
-    encode_compare_and_set,
-    encode_delete,
-    encode_get,
-    encode_put,
-)
+from fastpaxos.kv import KeyValueMachine, encode_compare_and_set, encode_delete, encode_get, encode_put
 from fastpaxos.statemachine import BatchRun, query_machine
 from fastpaxos.testing import (
     ClientHistory,
@@ -35,11 +29,10 @@ from fastpaxos.testing import (
 from fastpaxos_core.block import BlockView, build_block, build_noop
 from fastpaxos_core.results import CommandFailure, decode_results
 from fastpaxos_core.wire import ReplyStatus
-from histories import closing, opening
+from histories import CAS, DELETE, READ, WRITE, closing, opening
 
 ALICE, BOB = 1, 2  # session ids: the slots that opened them
 K, J = b"k", b"j"
-READ, WRITE, CAS, DELETE = OperationKind.READ, OperationKind.WRITE, OperationKind.CAS, OperationKind.DELETE
 
 
 class Clock(StateMachine):

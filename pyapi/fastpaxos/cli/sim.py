@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -29,7 +28,6 @@ def run(seeds: int, first: int, jobs: int, no_shrink: bool, as_json: bool) -> in
     """Run many seeds; each draws its own faults. Exit code 1 if a property broke, or if a situation never occurred."""
     from fastpaxos.testing.campaign import CampaignResult, run_campaign
 
-    logging.getLogger("fastpaxos").setLevel(logging.CRITICAL)
     said = 0
 
     def tell(result: CampaignResult) -> None:
@@ -100,7 +98,6 @@ def replay(seed: int, settings: tuple[str, ...], do_shrink: bool, quiet: bool, a
     from fastpaxos.testing.campaign import run_seed
     from fastpaxos.testing.swarm import changed, draw_options
 
-    logging.getLogger("fastpaxos").setLevel(logging.CRITICAL)
     options = draw_options(seed)
     for setting in settings:
         name, separator, value = setting.partition("=")
