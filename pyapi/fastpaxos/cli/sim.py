@@ -161,7 +161,7 @@ def mutants(
         only=chosen, jobs=jobs, base_seeds=base_seeds, seeds_max=seeds_max, all_layers=all_layers, progress=tell
     )
     if document is not None:
-        document.write_text(to_document(campaign, "fastpaxos sim mutants --base-seeds %d" % base_seeds))
+        document.write_text(to_document(campaign, f"fastpaxos sim mutants --base-seeds {base_seeds}"))
     figures = campaign.to_mapping()
     if as_json:
         print_json(figures)
