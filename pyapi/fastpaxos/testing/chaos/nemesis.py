@@ -71,8 +71,13 @@ class Nemesis:
             raise first_error(group) from group
 
     async def _play(self, scenes: list[Scene]) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._schedule.seconds
         for scene in scenes:
             await asyncio.sleep(scene.wait_s)
+            # Scenes may take longer than their hold: starts, and a failure that is waited for.
+            if loop.time() > end:
+                return
             act: Callable[[Random, float], Awaitable[None]] = getattr(self, f"_{scene.kind}")
             self.counts[scene.kind] += 1
             await act(Random(scene.seed), scene.hold_s)
