@@ -175,7 +175,7 @@ cdef class Applier:
         """Read a committed slot from the journal; when no record of it is readable, have it fetched from a peer."""
         self.reading = self.learner.request_read(slot, ("apply",), before)
         if self.reading is None:
-            self.learner.repair_slot = slot
+            self.learner.ask_for_repair(slot)
         return 0
 
     cdef int supply(self, list stored, object read) except -1:

@@ -19,12 +19,14 @@ cdef class Learner:
     cdef bint waits                          # no room or no source: go on at the next sync or tick
     cdef uint64_t fetch_timeout_ns
     cdef readonly slot_t repair_slot         # committed slot whose record is unreadable here, 0 = none
+    cdef uint64_t repair_since_ns            # when it was last found to be unreadable
     cdef bint repair_failed                  # the last answer did not have repair_slot: catch up once in between
     cdef list repaired                       # StoredBatch-like tuples for the applier
     cdef readonly list reads                 # JournalReads to do
     cdef dict read_purposes                  # JournalRead -> purpose
 
     cdef int heard_commit(self, Peer peer, ballot_t ballot, slot_t commit_index, slot_t everywhere_durable) except -1
+    cdef int ask_for_repair(self, slot_t slot) except -1
     cdef int hint(self, Peer peer, slot_t commit_index) except -1
     cdef int advance(self, ballot_t ballot, slot_t commit_index) except -1
     cdef int commit_batch(self, uint32_t reference) except -1

@@ -160,8 +160,17 @@ cdef class Learner:
                 break
         return 0
 
+    cdef int ask_for_repair(self, slot_t slot) except -1:
+        """This committed slot cannot be read back here: a peer is asked for it."""
+        self.repair_slot = slot
+        self.repair_since_ns = self.state.now_ns
+        return 0
+
     cdef int tick(self) except -1:
         self.waits = False
+        if self.repair_slot and self.state.now_ns - self.repair_since_ns > self.fetch_timeout_ns:
+            # Perhaps nobody is there to ask, and the read failed only once: let apply try the own journal again.
+            self.repair_slot = 0
         if self.fetch_id and self.state.now_ns - self.fetch_sent_ns > self.fetch_timeout_ns:
             self._try_another_source()
         return 0

@@ -207,6 +207,19 @@ def test_a_follower_that_cannot_hear_the_leader_catches_up_from_other_followers(
     finish_stopped(cluster)
 
 
+def test_a_single_node_reads_its_journal_again_after_a_read_failed() -> None:
+    """Nobody else can be asked (simulation seed 9148: the node waited for ever)."""
+    cluster = calm_cluster(nodes=1, log_memory_bytes=0)
+    node = cluster.nodes[1]
+    cluster.crash_node(1)
+    assert cluster.start_node(1)
+    for segment, offset, length, _ in node.records:
+        if segment in node.disk.list():
+            node.disk.fail_reads(segment, offset, length, sticky=False)
+    finish(cluster)
+    assert cluster.marks["journal_read"] > 0
+
+
 def finish_stopped(cluster: SimCluster) -> None:
     """The clients have stopped, so nothing more is committed: only judge what was."""
     cluster.network.heal()

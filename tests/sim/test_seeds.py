@@ -26,7 +26,6 @@ CAMPAIGN_GROUPS = range(10, 200)
 RARE = frozenset(
     {
         "disk_lost",
-        "disk_reordered_names",
         "disk_reordered_write",
         "duplicates",
         "expelled",

@@ -42,7 +42,6 @@ SOMETIMES = (
     "crash_in_recovery",
     "crash_of_all",
     "disk_lost",
-    "disk_reordered_names",
     "disk_reordered_write",
     "disk_stall",
     "disk_torn_write",

@@ -165,6 +165,7 @@ class ProtocolChecker:
         """`node` was started; its journal gave back this promise (None: unknown), commit_index, the entries above
         commit_index, and the ranges [begin, end) of which it knows nothing."""
         image = self.images[node]
+        told_ballot = promised_ballot or 0
         if promised_ballot is None:
             image.may_vote = False
             promised_ballot = image.promised_ballot
@@ -213,7 +214,7 @@ class ProtocolChecker:
             if not entry.learned:
                 self._count_vote(node, entry)
         self._advance_prefix(image)
-        self._observed[node] = Observed(promised_ballot=promised_ballot, commit_index=commit_index)
+        self._observed[node] = Observed(promised_ballot=told_ballot, commit_index=commit_index)
 
     def _recover_committed(self, node: int, image: DurableImage, commit_index: int) -> None:
         """A recovered commit_index may rest on a write that was not synced, and survived."""

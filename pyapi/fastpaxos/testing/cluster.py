@@ -94,6 +94,7 @@ class SimCluster:
         self.trace = trace
         self.settled_after_ns = 0
         self.core: list[int] = list(self.members)
+        self.is_settling = False
         self._connections: dict[tuple[int, int], int] = {}
         self._connecting: set[tuple[int, int]] = set()
         self._epoch = 0
@@ -141,6 +142,7 @@ class SimCluster:
         """
         self.nemesis.stop()
         self.core = self._choose_core()
+        self.is_settling = True
         if len(self.core) < max(self.phase1_size, self.phase2_size):
             self.note("no quorum of sound disks is left: the cluster may halt")
             self.marks["may_halt"] += 1
@@ -187,10 +189,11 @@ class SimCluster:
 
     def _entitled_clients(self) -> list[SimSessionClient]:
         """Those that must get an answer in the end: not where clients push out each other's sessions, or nodes are so
-        slow that they cannot answer within anybody's patience; nor those that were told of one node only."""
+        slow that they cannot answer within anybody's patience, or lead clients into dead ends; nor those that were told
+        of one node only."""
         clients = self.options.clients + self.options.session_clients
         is_slow = self.options.apply_delay_max_ns > _NOTICE_MAX_NS
-        if is_slow or clients > self.options.sessions_max:
+        if is_slow or clients > self.options.sessions_max or len(self.core) < len(self.members):
             return []
         return [client for client in self.session_clients if client.manner.names_nodes]
 
@@ -335,6 +338,10 @@ class SimCluster:
                 self._connect_later(node_id, peer)
         return node.running
 
+    def _start_if_down(self, node_id: int) -> None:
+        if not self.nodes[node_id].running:
+            self.start_node(node_id)
+
     def crash_node(self, node_id: int) -> None:
         """Kill a node and cut the power of its disk; its peers notice after a while."""
         self.marks["crash"] += 1
@@ -372,6 +379,9 @@ class SimCluster:
         unseen = [sum(pair) - node.node_id for pair in self._connections if node.node_id in pair]
         peers = dict.fromkeys([*node.transport.peers, *unseen])
         ending()
+        if self.is_settling and node.node_id in self.core:
+            # A failure that was on its way when the trouble ended; somebody starts the process again.
+            self.schedule.after(_RECONNECT_MAX_NS, partial(self._start_if_down, node.node_id))
         for peer in peers:
             self._drop(node.node_id, peer)
         self.client_connections.node_ended(node.node_id)

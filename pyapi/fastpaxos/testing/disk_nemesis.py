@@ -120,13 +120,18 @@ class DiskNemesis:
         segment, offset, length, _ = node.records[index]
         if not node.disk.is_durable(segment, offset, length):
             return
-        kind = random.choice(("bits", "head", "lost", "misdirected", "page"))
+        kind = random.choice(("bits", "head", "lost", "misdirected", "page", "truncated"))
         spared = [(name, begin, begin + size) for name, begin, size, _ in node.records[-_SPARED_WRITES:]]
         if kind == "bits":
             for _ in range(random.choice((1, 1, 1, 8))):
                 node.disk.corrupt(segment, offset + random.randrange(length), 1 << random.randrange(8))
         elif kind == "head":
             node.disk.corrupt(segment, offset + random.randrange(WRITE_HEADER_BYTES), 1 << random.randrange(8))
+        elif kind == "truncated":
+            newest = node.records[-1][0]
+            if node.running or newest not in node.disk.list():
+                return
+            node.disk.truncate(newest, random.randrange(1024, max(1025, node.disk.size(newest))))
         elif kind == "lost":
             node.disk.overwrite(segment, offset, bytes(length))
         elif kind == "misdirected":
@@ -144,14 +149,19 @@ class DiskNemesis:
         self._damage(node, f"{kind} of the write at {offset} of {segment}")
 
     def _rot_striped(self) -> None:
-        """A block rots whose slots no other node may lose."""
+        """A block rots whose slots no other node may lose, and of which every disk says that they are committed.
+
+        Where only the damaged node knows that a slot is committed, and others hold the value without knowing it, nobody
+        can give it back until another node leads (docs/testing.md, "What is not tested").
+        """
         random, cluster = self._cluster.random, self._cluster
         node = random.choice(list(cluster.nodes.values()))
         if len(node.records) <= _SPARED_WRITES or not cluster.losses_max:
             return
         for segment, offset, length, entry in node.block_places(random.choice(self._old_records(node))):
             stripe = entry.value.slot_begin // _STRIPE_SLOTS
-            is_one = stripe == (entry.value.slot_end - 1) // _STRIPE_SLOTS
+            known = min(other.durable_commit for other in cluster.nodes.values())
+            is_one = entry.value.slot_end - 1 <= known and stripe == (entry.value.slot_end - 1) // _STRIPE_SLOTS
             owners = {(stripe + shift) % len(cluster.members) + 1 for shift in range(cluster.losses_max)}
             if is_one and node.node_id in owners and length and node.disk.is_durable(segment, offset, length):
                 node.disk.corrupt(segment, offset + random.randrange(length), 1 << random.randrange(8))

@@ -72,6 +72,7 @@ class SimNode:
         disk_lost: the directory came back empty after the cluster was founded.
         is_damaged: something was broken on its disk; the checkers allow it to know less.
         effects_left: the process dies at that many effects (writes, sends, answers) from now; None: not planned.
+        durable_commit: the commit_index that its newest durable write tells.
         records: (segment, offset, length, entries) of every journal write, oldest first.
     """
 
@@ -104,6 +105,7 @@ class SimNode:
         self.stopped_by: BaseException | None = None
         self.effects_left: int | None = None
         self.batches_applied = 0
+        self.durable_commit = 0
         self.clock_offset_ns = random.randrange(1, 10**12)
         self.clock_drift_ppm = random.randint(-options.clock_drift_ppm, options.clock_drift_ppm)
         self.wall_offset_ns = random.randint(-(10**9), 10**9)

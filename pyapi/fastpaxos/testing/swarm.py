@@ -92,7 +92,7 @@ def draw_options(seed: int, *, small: bool | None = None, **overrides: object) -
             reads=draw.one_of(0.2, 0.2, 0.6),
             command_bytes_max=draw.one_of(40, 40, 40, 200),
             retry_ns=draw.one_of(50, 100, 400) * MILLISECOND_NS,
-            duplicate=draw.sometimes(0.1),
+            duplicate=draw.sometimes(draw.one_of(0.1, 0.5)),
             frames_rot=client_links.corrupt > 0,
             reopen=draw.sometimes(0.02, 0.3),
         ),
