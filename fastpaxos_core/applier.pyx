@@ -157,7 +157,10 @@ cdef class Applier:
             entry = msgpack.unpackb(view[0], raw=False)
             operation = entry["op"]
             if operation == "open_session":
-                nonce = bytes(entry["nonce"])
+                nonce = entry["nonce"]
+                if type(nonce) is not bytes:
+                    # bytes(number) would take that many bytes, on every replica alike.
+                    return 0
                 session_id = self.sessions.open(nonce, descriptor.slot_begin)
                 self.answer(nonce, STATUS_OK, session_id, 0, 0, descriptor.slot_begin, b"")
             elif operation == "close_session":

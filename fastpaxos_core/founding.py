@@ -90,7 +90,7 @@ class FoundingRecord:
         try:
             fields = msgpack.unpackb(data)
             if fields[0] != RECORD_VERSION:
-                raise FrameError(f"founding record has version {fields[0]!r}; this program knows {RECORD_VERSION}")
+                raise FrameError(f"founding record has version {fields[0]!r:.80}; this program knows {RECORD_VERSION}")
             _, cluster_id, pairs, phase1_quorum, phase2_quorum, durability, *limits = fields
             members = dict(pairs)
             numbers = [phase1_quorum, phase2_quorum, *members, *members.values(), *limits]
@@ -104,7 +104,7 @@ class FoundingRecord:
                 raise FrameError("founding record has a field of a wrong type")
             record = cls(cluster_id, members, phase1_quorum, phase2_quorum, durability, *limits)
         except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
-            raise FrameError(f"founding record is malformed: {error}") from error
+            raise FrameError(f"founding record is malformed: {error!s:.200}") from error
         if record.encode() != data:
             raise FrameError("founding record is not in its canonical form")
         return record

@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memcpy, memset
 
 from fastpaxos_core.block cimport BlockHeader, block_check, value_crc
-from fastpaxos_core.types cimport BATCH_COMMITTED
+from fastpaxos_core.types cimport BATCH_COMMITTED, NUMBER_BITS
 
 
 cdef extern from "crc32c.h":
@@ -49,12 +49,16 @@ cdef int write_check(const uint8_t* data, size_t size, uint64_t incarnation, uin
     if (header.version != WRITE_VERSION or header.kind > WRITE_MARKER or header.flags & ~WRITE_FLAGS_KNOWN
             or header.reserved != 0):
         return -2
+    if header.write_number == 0 or (
+            header.write_number | header.durable_write_number | header.commit_index) >> NUMBER_BITS:
+        return 0
     block_bytes = 0
     for index in range(header.descriptor_count):
         descriptor = <const BatchDescriptor*>(data + WRITE_HEADER_BYTES + index * DESCRIPTOR_BYTES)
         if descriptor.flags & ~<uint32_t>BATCH_COMMITTED or descriptor.reserved:
             return -2
-        if descriptor.slot_begin == 0 or descriptor.slot_begin >= descriptor.slot_end:
+        if (descriptor.slot_begin == 0 or descriptor.slot_begin >= descriptor.slot_end
+                or descriptor.slot_end >> NUMBER_BITS):
             return 0
         block_bytes += descriptor.block_bytes
     return header.total_bytes == head_bytes + block_bytes

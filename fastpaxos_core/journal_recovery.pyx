@@ -133,6 +133,7 @@ cdef class Scanner:
                 if newer.header.flags & SEGMENT_START and newer.header.cut_segment == number:
                     file.end = newer.header.cut_offset
                     file.is_cut = True
+                    file.is_cut_unknown = newer.header.flags & SEGMENT_PROMISE_UNKNOWN != 0
                 elif number != newer.header.segment_number - 1 or newer.header.flags & SEGMENT_START:
                     newer.missing_before = True
             self.durable_number = max(self.durable_number, file.header.durable_write_number)
@@ -245,10 +246,13 @@ cdef class Scanner:
         """Nothing good stands at or behind `offset`: the normal end, a torn write, or corruption."""
         cdef uint64_t number = file.header.segment_number
         if file.is_cut:
-            if offset < file.end:
-                self.add_corrupt_place(
-                    number, file.end, f"{file.name}: unreadable from offset {offset} to {file.end}"
-                )
+            # Of a file that is too short, all heads may be good. If it was the newest one when the cut was made, that
+            # start did not know what was behind its end, and said so; else only blocks are lost.
+            problem = f"{file.name}: unreadable from offset {min(offset, file.file_size)} to {file.end}"
+            if offset < file.end or file.is_cut_unknown:
+                self.add_corrupt_place(number, file.end, problem)
+            else:
+                self.recovery.problems.append(problem)
         elif not is_newest:
             # The header of the next segment says whether a write is missing.
             if file.file_size < file.end:

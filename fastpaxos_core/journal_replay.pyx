@@ -79,6 +79,11 @@ cdef class Replay:
             self.promised_ballot = max(self.promised_ballot, descriptor.ballot)
         if descriptor.slot_end - 1 <= self.commit_index:
             return 0
+        if descriptor.slot_begin <= self.commit_index:
+            raise InvariantError(
+                f"the journal says that slot {self.commit_index} is committed, but the batch [{descriptor.slot_begin}, "
+                f"{descriptor.slot_end}) that was accepted after that covers it as well"
+            )
         last = self.count
         while last > 0 and self.located[self.first + last - 1].descriptor.slot_begin >= descriptor.slot_end:
             last -= 1

@@ -12,11 +12,13 @@ cdef class SegmentFile:
     cdef uint64_t file_size
     cdef uint64_t end                          # nothing is read at or behind it
     cdef bint is_cut                           # `end` was named by a later start
+    cdef bint is_cut_unknown                   # the promised ballot was unknown at that start
     cdef bint missing_before                   # the segment that should stand before it is gone
     cdef uint64_t writes
     cdef bytes buffer
     cdef uint64_t buffer_offset
     cdef int load_header(self, directory, uint64_t number, list problems) except -1
+    cdef int check_numbers(self) except -1
     cdef const uint8_t* fetch(self, uint64_t offset, size_t length) except? NULL
     cdef int check(self, uint64_t offset, uint64_t incarnation, WriteHeader* header) except -1
     cdef uint64_t find_write(self, uint64_t offset, uint64_t incarnation, uint64_t number,

@@ -7,9 +7,13 @@ from fastpaxos_core.journal_format cimport (
     WRITE_HEADER_BYTES, WRITE_MAGIC, decode_segment_header, segment_name_of, write_check,
 )
 
+from fastpaxos_core.types cimport NUMBER_BITS
+
 from fastpaxos_core.errors import ConfigError, CorruptionError
 
 cdef size_t PIECE_BYTES = 1 << 20
+# What the journal index can address; a segment is larger than its setting only to hold one large write.
+cdef uint64_t SEGMENT_SIZE_LIMIT = 1 << 41
 
 
 cdef class SegmentFile:
@@ -39,12 +43,29 @@ cdef class SegmentFile:
                 f"{self.name}: segment version {self.header.version} with flags {self.header.flags:#x} is unknown to "
                 f"this program; it was written by a newer one"
             )
+        self.check_numbers()
         if self.header.segment_number != number:
             raise CorruptionError(
                 f"{self.name}: the header says that this is segment {self.header.segment_number}; files were exchanged"
             )
         self.end = self.header.segment_bytes
         self.buffer = b""
+        return 0
+
+    cdef int check_numbers(self) except -1:
+        """What no start of any node writes: an error of whoever wrote the header, or a forgery."""
+        cdef SegmentHeader* header = &self.header
+        if (header.first_write_number == 0
+                or (header.segment_number | header.first_write_number | header.durable_write_number
+                    | header.cut_segment | header.commit_index) >> NUMBER_BITS
+                or header.segment_bytes % WRITE_ALIGNMENT or header.segment_bytes < SEGMENT_FIRST_OFFSET
+                or header.segment_bytes >= SEGMENT_SIZE_LIMIT or header.cut_offset >= SEGMENT_SIZE_LIMIT):
+            raise CorruptionError(
+                f"{self.name}: the segment header has impossible numbers: segment {header.segment_number} of "
+                f"{header.segment_bytes} bytes, first write {header.first_write_number}, durable "
+                f"{header.durable_write_number}, cut at {header.cut_offset} of segment {header.cut_segment}, commit "
+                f"index {header.commit_index}"
+            )
         return 0
 
     cdef const uint8_t* fetch(self, uint64_t offset, size_t length) except? NULL:

@@ -76,7 +76,7 @@ cdef class Learner:
             if reference == NO_BATCH:
                 return 0
             batch = state.window.at(reference)
-            if batch.descriptor.ballot != ballot or batch.descriptor.slot_end > commit_index + 1:
+            if batch.descriptor.ballot != ballot or batch.descriptor.slot_end - 1 > commit_index:
                 return 0
             self.commit_batch(reference)
         return 0

@@ -56,7 +56,7 @@ def unpack_mapping(data: bytes) -> dict[str, Any]:
         raise FrameError(f"expected a msgpack map, got {type(mapping).__name__}")
     for key in mapping:
         if not isinstance(key, str):
-            raise FrameError(f"map has the outer key {key!r}, it must be str")
+            raise FrameError(f"map has the outer key {key!r:.80}, it must be str")
     _check_value(mapping, 1)
     return mapping
 
@@ -68,7 +68,7 @@ def _checked_pairs(pairs: list[tuple[object, object]]) -> dict[object, object]:
         if type(key) is not str and type(key) is not int:
             raise FrameError(f"map has a key of type {type(key).__name__}, it must be str or int")
         if key in result:
-            raise FrameError(f"map has the key {key!r} twice")
+            raise FrameError(f"map has the key {key!r:.80} twice")
         result[key] = value
     return result
 

@@ -36,7 +36,14 @@ cdef int check_entries(object frame, size_t fixed_bytes, uint64_t entry_count, s
             f"frame type {(<Frame>frame).type} names {entry_count} entries of {entry_bytes} bytes, "
             f"but its head has {len(head)} bytes"
         )
+    if PyBytes_GET_SIZE((<Frame>frame).body) and not _has_blocks((<Frame>frame).type):
+        raise FrameError(f"frame type {(<Frame>frame).type} has a body of {len((<Frame>frame).body)} bytes, "
+                         f"expected none")
     return 0
+
+
+cdef bint _has_blocks(int frame_type) noexcept:
+    return frame_type == FRAME_ACCEPT or frame_type == FRAME_LEARN
 
 
 # name of the message, struct format of its fixed head, names of its fields, struct format and names of its entries
@@ -73,11 +80,11 @@ def decode_message(Frame frame not None) -> dict[str, object]:
         raise FrameError(f"{name} has a head of {len(frame.head)} bytes, it needs {fixed_bytes}")
     message = {"message": name, "ballot": frame.ballot, "sender": frame.sender, "boot": frame.boot}
     message.update(zip(fields, struct.unpack_from(fixed_format, frame.head), strict=True))
+    check_entries(frame, fixed_bytes, message.get("entry_count", 0),
+                  struct.calcsize(entry_layout[0]) if entry_layout is not None else 0)
     if entry_layout is None:
         return message
     entry_format, entry_fields = entry_layout
-    if len(frame.head) != fixed_bytes + message["entry_count"] * struct.calcsize(entry_format):
-        raise FrameError(f"{name} names {message['entry_count']} entries, but its head has {len(frame.head)} bytes")
     entries = []
     offset = 0
     for values in struct.iter_unpack(entry_format, frame.head[fixed_bytes:]):
@@ -86,6 +93,8 @@ def decode_message(Frame frame not None) -> dict[str, object]:
             entry["block"] = frame.body[offset : offset + entry["block_bytes"]]
             offset += entry["block_bytes"]
         entries.append(entry)
+    if offset != len(frame.body):
+        raise FrameError(f"{name} has {len(frame.body)} body bytes, its batches name {offset}")
     message["entries"] = entries
     return message
 

@@ -29,6 +29,7 @@ _DESCRIPTOR = struct.Struct("<QQQqIIII")
 cdef enum:
     VALUES_IN_FLIGHT_MAX = 64
     NOOP_SLOTS_MAX = 1024
+    PROMISE_PARTS_MAX = 512      # of 4096 entries: twice what the largest ring holds
 
 
 class Promise:
@@ -159,7 +160,7 @@ cdef class Phase1:
         if (not self.active or frame.ballot != self.ballot or head.proposer_boot != self.state.boot
                 or head.slot_begin != self.slot_begin or self.plan is not None):
             return 0
-        if head.part >= head.part_count:
+        if head.part >= head.part_count or head.part_count > PROMISE_PARTS_MAX:
             raise FrameError(f"node {peer.node_id} promises part {head.part} of {head.part_count}")
         promise = self.promises.get(peer.node_id)
         if promise is not None and promise.commit_index > head.commit_index:

@@ -368,7 +368,7 @@ cdef class SessionTable:
                 raise ValueError(f"last slot {last_slot} lies below a session's slot {table._last_slot}")
             table._last_slot = last_slot
         except (ValueError, TypeError, OverflowError, InvariantError) as error:
-            raise CorruptionError(f"session table state of {len(data)} bytes is damaged: {error}") from error
+            raise CorruptionError(f"session table state of {len(data)} bytes is damaged: {error!s:.200}") from error
         return table
 
     cdef list _state_of(self, Session* session):

@@ -9,6 +9,7 @@ class Peer:
     connected: bool
     boot: int
     next_slot: int
+    owed_slot: int
     commit_index: int
     applied_index: int
     durable_index: int

@@ -22,6 +22,11 @@ cdef enum:
     # can have held is bounded, and what it makes unknown comes to an end.
     SLOTS_AHEAD_MAX = 1048576
 
+cdef enum:
+    # Slots, write numbers and segment numbers on disk stay below 2**63, so that one more, or a bound of slots more,
+    # cannot overflow.
+    NUMBER_BITS = 63
+
 # One batch without its block. 48 bytes, little-endian, no padding (docs/protocol.md, "Batch descriptor").
 cdef packed struct BatchDescriptor:
     uint64_t slot_begin

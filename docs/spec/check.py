@@ -100,7 +100,7 @@ MUTANTS: dict[str, tuple[Bounds, bool]] = {
     "deposed_leader_tells": (ONE_SLOT_EAGER, False),
     "learn_keeps_overlap": (OVERLAP_EAGER, True),
     "overlap_kept": (OVERLAP, False),
-    "overlap_cut": (OVERLAP, False),
+    "overlap_cut": (OVERLAP_PENDING, False),
     "overlap_taken": (OVERLAP_LONG, False),
     "committed_not_fetched": (ONE_SLOT, True),
     "noop_over_reported": (TWO_SLOTS, True),

@@ -60,6 +60,8 @@ class OsDirectory:
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Return `length` bytes at `offset`; fewer only where the file ends."""
         with opened(self.path / name, os.O_RDONLY, "reading") as descriptor:
+            # A length from a damaged file is no reason to allocate that much.
+            length = max(0, min(length, os.fstat(descriptor).st_size - offset))
             data = os.pread(descriptor, length, offset)
             while len(data) < length:
                 more = os.pread(descriptor, length - len(data), offset + len(data))

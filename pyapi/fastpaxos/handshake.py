@@ -113,7 +113,7 @@ def check_hello(mapping: Mapping[str, Any]) -> Hello:
         mapping=mapping,
     )
     if hello.kind not in KINDS:
-        raise FrameError(f"hello has kind {hello.kind!r}; expected one of {', '.join(KINDS)}")
+        raise FrameError(f"hello has kind {hello.kind!r:.80}; expected one of {', '.join(KINDS)}")
     if hello.cluster_id and len(hello.cluster_id) != CLUSTER_ID_BYTES:
         raise FrameError(f"hello has a cluster id of {len(hello.cluster_id)} bytes; expected {CLUSTER_ID_BYTES}")
     return hello
@@ -218,19 +218,19 @@ def check_sender(frame: Frame, sender: int, incarnation: int, boot: int, cluster
 def _number(mapping: Mapping[str, Any], key: str, limit: int) -> int:
     value = mapping.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
-        raise FrameError(f"hello has {key}={value!r}; expected a whole number below {limit}")
+        raise FrameError(f"hello has {key}={value!r:.80}; expected a whole number below {limit}")
     return value
 
 
 def _text(mapping: Mapping[str, Any], key: str) -> str:
     value = mapping.get(key)
     if not isinstance(value, str) or len(value) > 64:
-        raise FrameError(f"hello has {key}={value!r}; expected a short text")
+        raise FrameError(f"hello has {key}={value!r:.80}; expected a short text")
     return value
 
 
 def _bytes(mapping: Mapping[str, Any], key: str) -> bytes:
     value = mapping.get(key)
     if not isinstance(value, bytes) or len(value) > 64:
-        raise FrameError(f"hello has {key}={value!r}; expected at most 64 bytes")
+        raise FrameError(f"hello has {key}={value!r:.80}; expected at most 64 bytes")
     return value

@@ -17,7 +17,7 @@ import msgpack
 from fastpaxos_core.block import crc32c
 from fastpaxos_core.directory import TEMPORARY_SUFFIX, Directory
 from fastpaxos_core.errors import ConfigError, CorruptionError, FrameError, InvariantError
-from fastpaxos_core.founding import FoundingRecord
+from fastpaxos_core.founding import DURABILITY_MODES, FoundingRecord
 from fastpaxos_core.journal import Journal
 from fastpaxos_core.journal_recovery import Recovery
 
@@ -82,10 +82,28 @@ class DirectoryIdentity:
             raise CorruptionError(f"{where} is corrupt; this directory's data cannot be trusted")
         if version != cls.VERSION or flags:
             raise ConfigError(f"{where} has version {version} and flags {flags:#x}, unknown to this program")
-        fields = msgpack.unpackb(body)
+        try:
+            fields = msgpack.unpackb(body)
+        except (ValueError, msgpack.UnpackException) as error:
+            raise CorruptionError(f"{where} holds no msgpack map: {type(error).__name__}: {error}") from error
         if not isinstance(fields, dict) or fields.keys() != set(cls.__slots__):
             raise CorruptionError(f"{where} does not have the fields of an identity")
-        return cls(**fields)
+        identity = cls(**fields)
+        if not identity._is_sound():
+            raise CorruptionError(f"{where} has a field of a wrong type or out of range: {identity!r:.500}")
+        return identity
+
+    def _is_sound(self) -> bool:
+        numbers = ((self.node_id, 1, 1 << 16), (self.incarnation, 1, 1 << 64), (self.boot, 1, 1 << 32))
+        return (
+            all(type(number) is int and low <= number < high for number, low, high in numbers)
+            and self.durability in DURABILITY_MODES
+            and isinstance(self.os_boot_id, str)
+            and isinstance(self.clean, bool)
+            and isinstance(self.founding, bytes)
+            and type(self.journal_segment) is int
+            and 0 <= self.journal_segment < 1 << 63
+        )
 
 
 def read_os_boot_id() -> str:

@@ -183,14 +183,18 @@ def seeds(first: int) -> Iterator[int]:
 def run_campaign(arguments: argparse.Namespace, folder: Path) -> int:
     """Search for as long as the arguments say; returns the exit status."""
     started = time.monotonic()
+
+    def is_over() -> bool:
+        return bool(campaign.violations) or time.monotonic() - started > arguments.seconds
+
     with Recorder(folder) as recorder:
         campaign = Campaign(recorder, folder, arguments.depth)
         for seed in seeds(arguments.seed):
-            if len(campaign.distinct) >= arguments.states or campaign.violations:
+            if len(campaign.distinct) >= arguments.states or is_over():
                 break
             campaign.search_states(seed, arguments.states)
         for seed in seeds(arguments.seed):
-            if campaign.counts["corruption cases"] >= arguments.corruptions or campaign.violations:
+            if campaign.counts["corruption cases"] >= arguments.corruptions or is_over():
                 break
             campaign.search_damage(seed, arguments.corruptions)
     report = campaign.report() | {"seconds": round(time.monotonic() - started), "first seed": arguments.seed}
@@ -204,6 +208,7 @@ def main() -> int:
     parser.add_argument("--corruptions", type=int, default=1_000, help="damaged images to check")
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--depth", type=int, default=3, help="random choices of each kind at each system call")
+    parser.add_argument("--seconds", type=float, default=86_400.0, help="stop after so long, whatever is missing")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="check one saved case again")
     arguments = parser.parse_args()
     # Every damage is logged by the storage, as it must be.

@@ -21,6 +21,7 @@ from fastpaxos.errors import ConfigError, CorruptionError
 from journal_model import SLOT_INFINITY, State, check_readable, covered
 
 LIVES = 3
+SLOTS_AHEAD_MAX = 1 << 20  # no replica accepts further above its commit_index
 CASES_PER_IMAGE = 120
 FIRST_WRITE_OFFSET = 1024
 WRITE_MAGIC = b"FPJW"
@@ -334,6 +335,7 @@ def check_damage(case: DamagedImage, root: Path) -> str:
         check_readable(found.journal, found.directory, expected.chosen, found.recovery.commit_index, holes=True)
     except AssertionError as error:
         raise CrashViolation(f"other data is read: {error}") from error
+    check_again(found, recover(root / DATA_PATH, "fsync", case.segment_bytes))
     true, *excused = expected.states
     verdict = judge(found, true)
     if verdict is not None:
@@ -343,10 +345,25 @@ def check_damage(case: DamagedImage, root: Path) -> str:
     raise CrashViolation(f"found {describe(found)} with {found.recovery.problems}, but true is {brief(true)}")
 
 
+def check_again(found: Recovered, again: Recovered) -> None:
+    """The next start knows as little as this one, of all slots that any replica can have accepted.
+
+    (The upper end of what is unknown comes from the next good commit index: of a marker, that may be behind the cut
+    afterwards, or of the header of the segment that the start itself makes.)
+    """
+    (state, known, unknown), (next_state, next_known, next_unknown) = found.facts, again.facts
+    end_max = state.commit_index + 1 + SLOTS_AHEAD_MAX
+    is_same = (state, known) == (next_state, next_known) and all(
+        covered(next_unknown, begin, min(end, end_max)) for begin, end in unknown
+    )
+    if not is_same or (not found.is_whole and not again.recovery.problems):
+        raise CrashViolation(f"found {describe(found)} with {found.recovery.problems}, the next time {describe(again)}")
+
+
 def judge(found: Recovered, true: State) -> str | None:
     """What recovery says, measured by one state; None when it is less than that, and nobody is told."""
     state, promised_known, unknown = found.facts
-    if state == true and promised_known and not unknown:
+    if state == true and found.is_whole:
         return "whole"
     if not found.recovery.problems:
         return None

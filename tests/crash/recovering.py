@@ -45,6 +45,11 @@ class Recovered:
     def facts(self) -> Facts:
         return facts(self.recovery)
 
+    @property
+    def is_whole(self) -> bool:
+        """True when nothing is unknown."""
+        return self.recovery.promised_known and not self.recovery.unknown
+
 
 def facts(recovery: Recovery) -> Facts:
     return recovered_state(recovery), recovery.promised_known, recovery.unknown

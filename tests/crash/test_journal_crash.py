@@ -5,6 +5,7 @@ import random
 import pytest
 
 from fastpaxos.directory import MemoryDirectory, PowerLoss
+from fastpaxos_core.block import build_block
 from fastpaxos_core.errors import ConfigError, CorruptionError
 from fastpaxos_core.journal import Journal
 from fastpaxos_core.journal_recovery import Recovery, inspect, iterate_batches, verify
@@ -12,6 +13,7 @@ from journal_model import (
     INCARNATION,
     NODE_ID,
     SLOT_INFINITY,
+    Batch,
     History,
     State,
     check_readable,
@@ -234,6 +236,28 @@ def test_every_truncation_is_seen():
             if name == names[-1]:
                 # Nobody knows what was behind the end.
                 assert not result[2].promised_known
+
+
+def test_truncation_behind_the_last_head_stays_known_over_restarts():
+    """One write fills a segment to its end, and the end of its block is gone: every head is good."""
+    history = History.start(seed=21, segment_bytes=4096)
+    history.write()
+    batch = Batch(1, 2, 1, 1, build_block([bytes(6000)], 1, 1))
+    history.state = State(promised_ballot=1)
+    history.append(batch)
+    history.write()
+    name = list(segment_names(history.directory))[-1]
+    image = history.directory.copy()
+    image.truncate(name, 4000)
+    _, first = open_journal(image, 2, 4096)
+    assert first.problems
+    assert not first.promised_known
+    assert first.unknown == [(1, SLOT_INFINITY)]
+    for boot in (3, 4):
+        image = image.crash()
+        _, again = open_journal(image, boot, 4096)
+        assert facts(again) == facts(first)
+        assert again.problems
 
 
 @pytest.mark.parametrize("position", [0, 1, 2])

@@ -75,9 +75,13 @@ def slim_wheel_names(source_tree: Path) -> set[str]:
         return set(file.namelist())
 
 
-def test_wheel_has_both_packages_and_nothing_else(slim_wheel_names: set[str]) -> None:
+def test_wheel_has_the_packages_and_nothing_else(slim_wheel_names: set[str]) -> None:
     tops = {name.split("/")[0] for name in slim_wheel_names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"fastpaxos", "fastpaxos_core"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "fastpaxos",
+        "fastpaxos_core",
+        "fastpaxos_pytest",
+    }
     python = {path.relative_to(ROOT / "pyapi").as_posix() for path in (ROOT / "pyapi").rglob("*.py")}
     stubs = {f"fastpaxos_core/{path.name}" for path in CORE.glob("*.pyi")}
     typed = {"fastpaxos/py.typed", "fastpaxos_core/py.typed", "fastpaxos_core/__init__.py"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -128,8 +127,11 @@ def test_missing_tools_are_named(
     assert "default-jre-headless" in capsys.readouterr().err
 
 
-def test_unknown_name_is_refused() -> None:
-    command = [sys.executable, "-P", str(FOLDER / "check.py"), "--only", "nothing_like_it"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert "nothing_like_it: neither a .cfg nor a mutant" in result.stderr
+def test_unknown_name_is_refused(
+    checker: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["check.py", "--only", "nothing_like_it"])
+    with pytest.raises(SystemExit) as refusal:
+        checker.main()
+    assert refusal.value.code == 2
+    assert "nothing_like_it: neither a .cfg nor a mutant" in capsys.readouterr().err

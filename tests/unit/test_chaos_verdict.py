@@ -235,3 +235,12 @@ def test_calls_become_operations_on_registers() -> None:
     unread = to_operation(scene.calls[12])
     assert unread is not None
     assert unread.outcome is Outcome.NOT_APPLIED
+
+
+def test_what_is_said_of_a_long_value_is_short() -> None:
+    scene = Scene()
+    scene.do(encode_put(b"a", b"x" * 2_000))
+    scene.read(b"a").result = b"\x92\x01\xc0"
+    del scene.log[0]
+    [lost] = [problem for problem in scene.problems() if "acknowledged and lost" in problem]
+    assert len(lost) < 300

@@ -17,6 +17,7 @@ from .options import DiskOptions, NemesisOptions, SimOptions
 from .register_check import check_registers
 from .schedule import Schedule
 from .swarm import draw_options
+from .user_cluster import MachineCluster, check_machine
 from .witness import check_witness, place_operations
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "LinkOptions",
     "LogModel",
     "LoneReplica",
+    "MachineCluster",
     "NemesisOptions",
     "Operation",
     "OperationKind",
@@ -51,6 +53,7 @@ __all__ = [
     "batch",
     "draw_options",
     "check_linearizable",
+    "check_machine",
     "check_registers",
     "check_witness",
     "place_operations",

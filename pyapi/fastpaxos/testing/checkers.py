@@ -356,7 +356,7 @@ class ProtocolChecker:
             timestamp_ns, chosen_block = self._values[value]
             self._replicated_ns = max(self._replicated_ns, timestamp_ns)
             self._now_ns[value.slot_begin] = self._replicated_ns
-            self.log.append(value.slot_begin, value.slot_end, chosen_block)
+            self.log.append(value.slot_begin, value.slot_end, chosen_block, timestamp_ns)
         for image in self.images.values():
             self._advance_prefix(image)
 

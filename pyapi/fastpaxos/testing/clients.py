@@ -110,6 +110,7 @@ class SimClient:
         """(session id, time) of every answer that a session is unknown."""
         self._closing = False
         self._opening: set[int] = set()
+        self._answered: dict[int, Write] = {}
         self._next_sequence = 1
         self._next_request = 1
         self._command_number = 0
@@ -183,6 +184,7 @@ class SimClient:
     def _new_session(self) -> None:
         self._closing = False
         self._opening.clear()
+        self._answered.clear()
         self.session_id = 0
         self.nonce = self._random.randbytes(16)
         self._next_sequence = 1
@@ -264,7 +266,13 @@ class SimClient:
 
     def _handle_reply(self, node: int, frame: Frame) -> None:
         reply = parse_reply(frame)
-        if reply.session_id != self.session_id or reply.first_sequence not in self.unanswered:
+        if reply.session_id != self.session_id:
+            return
+        if reply.first_sequence not in self.unanswered:
+            # A duplicate: whatever it says must be what the first answer said.
+            answered = self._answered.get(reply.first_sequence)
+            if answered is not None and reply.status == ReplyStatus.OK:
+                answered.answer(decode_results(frame.body, reply.command_count), self.host.schedule.now_ns)
             return
         attempted = self.unanswered[reply.first_sequence]
         write = attempted.write
@@ -285,7 +293,8 @@ class SimClient:
                 if not isinstance(result, bytes):
                     raise Violation(f"{self.name} was told that its command failed: {result}")
                 write.positions.append(int.from_bytes(result, "little"))
-            write.answered_ns = self.host.schedule.now_ns
+            write.answer(results, self.host.schedule.now_ns)
+            self._answered[reply.first_sequence] = write
             del self.unanswered[reply.first_sequence]
             self._close_if_idle()
             return
@@ -320,6 +329,7 @@ class SimClient:
             return
         if reply.status == ReplyStatus.OK:
             read.answered_ns = self.host.schedule.now_ns
+            read.result, read.read_index, read.status = bytes(reply.result), reply.read_index, int(reply.status)
             self.reads_answered += 1
             _, read.count, _ = msgpack.unpackb(reply.result)
         elif reply.status == ReplyStatus.NOT_LEADER:

@@ -240,7 +240,7 @@ class SimCluster:
 
     def _check_history(self) -> None:
         """Judge what clients were told."""
-        self.history.check(self.checker.log)
+        self.history.check(self.checker.log, self.make_machine())
         self.workload.check(self.checker.log)
         lost = [(client.name, session_id) for client in self.clients.values() for session_id, _ in client.sessions_lost]
         lost += [(client.name, session_id) for client in self.session_clients for session_id in client.sessions_lost]
@@ -368,7 +368,9 @@ class SimCluster:
     def _end(self, node: SimNode, ending: Callable[[], None]) -> None:
         if node.role() == "leader":
             self.marks["leader_ended"] += 1
-        peers = list(node.transport.peers)
+        # Connections that the process has not seen yet end with it as well.
+        unseen = [sum(pair) - node.node_id for pair in self._connections if node.node_id in pair]
+        peers = dict.fromkeys([*node.transport.peers, *unseen])
         ending()
         for peer in peers:
             self._drop(node.node_id, peer)

@@ -87,7 +87,7 @@ class _ObservedMachine(StateMachine):
                 node.node_id, context.slot_begin, context.slot_begin + len(batch), batch, digest, context.now_ns
             )
         except Violation as violation:
-            node.cluster.violation = violation
+            node.cluster.violation = node.cluster.violation or violation
         node.batches_applied += 1
         return ResultBlob(results)
 

@@ -97,12 +97,12 @@ class SimSessionClient:
         acknowledged: calls that were answered with a result.
     """
 
-    def __init__(self, cluster: SimCluster, number: int, workload: Workload) -> None:
+    def __init__(self, cluster: SimCluster, number: int, workload: Workload, manner: Manner | None = None) -> None:
         self.cluster = cluster
         self.name = f"session client {number}"
         self.address = -(_FIRST_ADDRESS + number)
         self.workload = workload
-        self.manner = draw_manner(cluster.random)
+        self.manner = draw_manner(cluster.random) if manner is None else manner
         self.dialing = 0
         self.sessions_lost: list[int] = []
         self.acknowledged = 0
@@ -220,24 +220,33 @@ class SimSessionClient:
         del self._waiting[call]
 
     def _call(self) -> None:
-        random, manner, session = self._random, self.manner, self._session
-        now_ns = self._schedule.now_ns
-        deadline_ns = now_ns + random.randint(manner.deadline_min_ms, manner.deadline_max_ms) * MILLISECOND_NS
+        random, manner = self._random, self.manner
+        deadline_ms = random.randint(manner.deadline_min_ms, manner.deadline_max_ms)
         if random.random() < manner.reads:
             call = self.workload.read(self.name)
         else:
             call = self.workload.write(self.name, random.randint(2, 8) if random.random() < manner.lists else 1)
-        call.invoked_ns, call.deadline_ns = now_ns, deadline_ns
+        self._begin_call(call, deadline_ms * MILLISECOND_NS)
+
+    def _begin_call(self, call: Call, timeout_ns: int) -> None:
+        session = self._session
+        call.invoked_ns = self._schedule.now_ns
+        call.deadline_ns = call.invoked_ns + timeout_ns
         self._waiting[call] = None
         try:
             if not call.commands:
-                session.query(call.request, call, deadline_ns)
+                session.query(call.request, call, call.deadline_ns)
             elif len(call.commands) == 1:
-                session.submit(call.commands[0], call, deadline_ns)
+                session.submit(call.commands[0], call, call.deadline_ns)
             else:
-                session.submit_list(call.commands, call, deadline_ns)
+                session.submit_list(call.commands, call, call.deadline_ns)
         except NotApplied as error:
             self._answer(call, error)
+
+    def call(self, call: Call, timeout_ns: int) -> None:
+        """Ask for something by hand."""
+        self._begin_call(call, timeout_ns)
+        self._flush()
 
     # Answers
 

@@ -1,6 +1,6 @@
 """Swarm options: each seed draws what is done to its cluster, so that no kind of trouble hides another.
 
-Four worlds of five are small (about a second, few commands): they find most bugs, and are quick to read. The others
+Seven worlds of eight are small (about a second, few commands): they find most bugs, and are quick to read. The others
 are large. Every fault is off in some runs and strong in others.
 """
 
@@ -42,7 +42,7 @@ def draw_options(seed: int, *, small: bool | None = None, **overrides: object) -
         overrides: fields of SimOptions that are not to be drawn.
     """
     draw = _Draw(seed)
-    is_small = draw.random.random() < 0.8
+    is_small = draw.random.random() < 0.88
     if small is not None:
         is_small = small
     nodes = draw.one_of(3, 3, 3, 3, 3, 5, 5, 4, 7, 6, 2, 1)
@@ -62,8 +62,8 @@ def draw_options(seed: int, *, small: bool | None = None, **overrides: object) -
         "nodes": nodes,
         "phase1_quorum": phase1,
         "phase2_quorum": phase2,
-        "duration_ns": draw.one_of(600, 1_000, 1_500) * MILLISECOND_NS if is_small else 4_000 * MILLISECOND_NS,
-        "clients": draw.one_of(1, 2, 2, 4),
+        "duration_ns": draw.one_of(400, 700, 1_200) * MILLISECOND_NS if is_small else 4_000 * MILLISECOND_NS,
+        "clients": draw.one_of(1, 1, 2, 2, 4),
         "election_timeout_ms": draw.one_of(200, 400, 400, 1_000),
         "session_clients": draw.one_of(0, 1, 1) if is_small else draw.one_of(0, 1, 3),
         "machine": "hashchain",

@@ -14,7 +14,10 @@ from fastpaxos.errors import ClientError, CommandError, NotApplied
 from fastpaxos.kv import CAS, GET, INCREMENT, PUT
 from fastpaxos.testing.operations import Operation, OperationKind, Outcome
 
-__all__ = ["Call", "call_from_json", "read_calls", "to_operation", "write_calls"]
+__all__ = ["Call", "call_from_json", "read_calls", "shown", "to_operation", "write_calls"]
+
+
+SHOWN_MAX = 120
 
 
 @dataclass(slots=True, eq=False)
@@ -70,10 +73,16 @@ class Call:
     def __str__(self) -> str:
         told = self.outcome.value
         if self.result is not None:
-            told = repr(msgpack.unpackb(self.result))
+            told = shown(self.result)
         elif self.error:
             told += f" ({self.error[:80]})"
-        return f"{self.client}: {msgpack.unpackb(self.request)!r} = {told} [{self.invoked_ns}, {self.answered_ns}] ns"
+        return f"{self.client}: {shown(self.request)} = {told} [{self.invoked_ns}, {self.answered_ns}] ns"
+
+
+def shown(packed: bytes) -> str:
+    """What a command or a result says, for a person: long values are cut."""
+    text = repr(msgpack.unpackb(packed))
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
 
 
 def call_from_json(line: str) -> Call:

@@ -25,6 +25,8 @@ STORM_PAUSE_S = 0.03
 DELAY_S = (0.005, 0.15)
 TRICKLE = ((1, 4_000.0), (1, 1_000.0), (7, 10_000.0), (100, 50_000.0))
 STARTING_S = (0.02, 0.6)
+# Long enough for one replica to start, and to be elected or to fail.
+LONELY_S = 2.0
 
 
 class Nemesis:
@@ -194,6 +196,32 @@ class Nemesis:
             self._say(f"damage to {done}" if done else f"no damage to replica {victims[0]} is allowed now")
             await asyncio.sleep(hold_s / 4)
             cluster.bring_up(victims)
+
+    async def _rot_uncommitted(self, random: Random, hold_s: float) -> None:
+        """A bare majority goes on alone and dies; what one of it accepted rots, and only that one comes back at first.
+
+        It and the others are a majority again, of which nobody can say what was acknowledged last: they must wait.
+        """
+        cluster, network = self._cluster, self._network
+        leader = self._leader_or_any(random)
+        others = random.sample([member for member in cluster.members if member != leader], len(cluster.members) - 1)
+        together = [leader, *others[: len(cluster.members) // 2]]
+        apart = [member for member in cluster.members if member not in together]
+        ways = [(one, other) for one in together for other in apart]
+        for one, other in ways:
+            network.separate(one, other)
+        self._say(f"{apart} are cut off, and soon {together} die")
+        await asyncio.sleep(random.uniform(*FLAP_S))
+        victims = await cluster.take_down(together)
+        rotten = [member for member in victims if member != leader][:1]
+        done = await asyncio.to_thread(self.rot.damage_uncommitted, rotten[0], random) if rotten else None
+        self._say(f"damage to {done}" if done else "nothing that may be damaged now is not committed")
+        for one, other in ways:
+            network.mend(one, other)
+            network.mend(other, one)
+        cluster.bring_up(rotten)
+        await asyncio.sleep(LONELY_S + hold_s)
+        cluster.bring_up(victims)
 
     # --- network ------------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,27 @@ class RotBudget:
             if block is None:
                 return None
             what = block
+        return self._note(node_id, records, what)
+
+    def damage_uncommitted(self, node_id: int, random: Random) -> str | None:
+        """Damage a block that a stopped replica has accepted and does not know to be committed.
+
+        From then on its word is missing for these slots: it must not count as one that has nothing there.
+        """
+        if self.spent is not None or not self._may_damage(node_id):
+            return None
+        data_dir = self._data_dir_of(node_id)
+        records = journal_records(data_dir)
+        if len(records) < RECORDS_MIN:
+            return None
+        commit_index = journal_recovery.inspect(journal_directory(data_dir)).commit_index
+        # The very last write is outside the fault model.
+        accepted = [record for record in records[:-1] if record.batches and record.batches[0].start > commit_index]
+        if not accepted:
+            return None
+        return self._note(node_id, records, self._damage_record(random.choice(accepted), random))
+
+    def _note(self, node_id: int, records: list[JournalRecord], what: str) -> str:
         self._damaged = node_id
         self._last_slot = max((batch.stop - 1 for record in records for batch in record.batches), default=0)
         self.count += 1
@@ -119,7 +140,10 @@ class RotBudget:
         ]
         if not whole:
             return None
-        record = random.choice(whole)
+        return self._damage_record(random.choice(whole), random)
+
+    @staticmethod
+    def _damage_record(record: JournalRecord, random: Random) -> str:
         sectors = range(
             -(-(record.offset + record.head_bytes) // SECTOR_BYTES) * SECTOR_BYTES,
             record.offset + record.total_bytes - SECTOR_BYTES + 1,

@@ -24,7 +24,8 @@ PROCESS_SCENES: Mapping[str, int] = {
     "pause_leader": 8,
     "pause_leader_alone": 6,
     "fsync_error": 7,
-    "rot": 12,
+    "rot": 10,
+    "rot_uncommitted": 6,
 }
 NETWORK_SCENES: Mapping[str, int] = {
     "split": 10,

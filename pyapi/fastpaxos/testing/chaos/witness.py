@@ -19,7 +19,7 @@ from fastpaxos.cli.journal import journal_directory
 from fastpaxos.errors import CorruptionError
 from fastpaxos.kv import KeyValueMachine, encode_get
 from fastpaxos.statemachine import ApplyContext, QueryContext
-from fastpaxos.testing.chaos.calls import Call
+from fastpaxos.testing.chaos.calls import Call, shown
 from fastpaxos.testing.history import LogModel, Violation
 from fastpaxos.testing.operations import Outcome
 from fastpaxos_core import journal_recovery
@@ -36,6 +36,9 @@ class Applied:
 
     slot: int
     command: bytes
+
+    def __str__(self) -> str:
+        return f"{shown(self.command)} at slot {self.slot}"
 
 
 def read_log(data_dir: Path, applied_index: int) -> LogModel:
@@ -151,9 +154,13 @@ class CallCheck:
         for position, applied in enumerate(self._log, 1):
             if applied.command in self._positions:
                 first = self._log[self._positions[applied.command] - 1].slot
-                self.problems.append(f"command {applied.command!r} took effect at slots {first} and {applied.slot}")
+                self.problems.append(
+                    f"command {shown(applied.command)} took effect at slots {first} and {applied.slot}"
+                )
             elif applied.command not in issued:
-                self.problems.append(f"slot {applied.slot} holds a command that nobody issued: {applied.command!r}")
+                self.problems.append(
+                    f"slot {applied.slot} holds a command that nobody issued: {shown(applied.command)}"
+                )
             self._positions[applied.command] = position
         for call in self._calls:
             if call.is_query:
@@ -180,7 +187,7 @@ class CallCheck:
             told = call.error if call.result is None else call.result
             if told != self._replay.answers[position - 1]:
                 answer = self._replay.answers[position - 1]
-                self.problems.append(f"slot {slot} gives {answer!r}, which is not what was told: {call}")
+                self.problems.append(f"slot {slot} gives {answer!r:.200}, which is not what was told: {call}")
 
     def _check_query(self, call: Call) -> None:
         if call.outcome is not Outcome.OK:
@@ -194,7 +201,7 @@ class CallCheck:
             return
         expected = self._replay.state_at(msgpack.unpackb(call.request)[1], revision)
         if found != expected:
-            self.problems.append(f"at revision {revision} the log says {expected!r}: {call}")
+            self.problems.append(f"at revision {revision} the log says {expected!r:.200}: {call}")
         first, last = self._replay.positions_at(revision)
         self._begins.append((call.invoked_ns, last, call))
         self._ends.append((call.answered_ns, first, call))
