@@ -146,10 +146,8 @@ MUTANTS = (
             ),
             core(
                 "journal_recovery",
-                "            if offset < file.end:\n                self.add_corrupt_place(\n                   "
-                " number, file.end, f",
-                "            if offset < file.end and not MUTANT(26):\n"
-                "                self.add_corrupt_place(\n                    number, file.end, f",
+                "            if offset < file.end or file.is_cut_unknown:\n",
+                "            if (offset < file.end or file.is_cut_unknown) and not MUTANT(26):\n",
             ),
         ),
         rows=(26,),

@@ -31,8 +31,8 @@ MUTANTS = (
         (
             core(
                 "learner",
-                " or batch.descriptor.slot_end > commit_index + 1:\n                return 0\n            self.commit",
-                " or (\n                    batch.descriptor.slot_end > commit_index + 1 and not MUTANT(113)):\n"
+                " or batch.descriptor.slot_end - 1 > commit_index:\n                return 0\n            self.commit",
+                " or (\n                    batch.descriptor.slot_end - 1 > commit_index and not MUTANT(113)):\n"
                 "                return 0\n            self.commit",
             ),
         ),
