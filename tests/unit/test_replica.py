@@ -52,6 +52,16 @@ def test_a_leader_is_not_deposed_by_half_of_a_bad_frame() -> None:
     assert leader.replica.commit_index == last + 1
 
 
+def test_large_blocks_of_one_frame_are_journalled_each_at_its_own_place() -> None:
+    """Large blocks go to the journal as views of the frame that brought them, from where each begins."""
+    acceptor = LoneReplica()
+    blocks = [build_block([bytes([number]) * 5000], 9, number) for number in (1, 2, 3)]
+    acceptor.receive(2, "accept", BALLOT, [batch(slot, data, BALLOT) for slot, data in enumerate(blocks, 1)])
+    acceptor.sync()
+    acceptor.crash()
+    assert [stored.block for stored in acceptor.recovery.batches] == blocks
+
+
 def test_an_acceptor_takes_nothing_from_a_bad_frame() -> None:
     """A good batch before the damaged one was accepted, and the promise raised, though the frame was refused."""
     acceptor = LoneReplica()

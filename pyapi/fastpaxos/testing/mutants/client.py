@@ -131,7 +131,7 @@ MUTANTS = (
     ),
     Mutant(
         155,
-        "a large block is handed to the journal as a view of memory that is used again",
+        "a large block is handed to the journal as a view of the wrong part of its frame",
         (
             core(
                 "journal",
@@ -141,7 +141,7 @@ MUTANTS = (
         ),
         rows=(55,),
         origin="bookkeeper #2563",
-        layers=("tests/unit/test_journal.py::test_small_blocks_are_joined_and_large_ones_are_not_copied",),
+        layers=("tests/unit/test_replica.py::test_large_blocks_of_one_frame_are_journalled_each_at_its_own_place",),
     ),
     Mutant(
         56,
