@@ -349,7 +349,7 @@ cdef class Proposer:
             self.send_heartbeats()
         self.send_commits()
         for peer in state.peer_list:
-            # Progress is a vote for the first batch that it owes: later ones may go on for ever behind one that was lost.
+            # Progress is a vote for the first batch that it owes: behind a lost one, later ones may go on for ever.
             slot = max(peer.owed_slot, state.commit_index + 1)
             while slot < peer.next_slot:
                 reference = state.window.find(slot)

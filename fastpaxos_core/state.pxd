@@ -23,7 +23,7 @@ cdef class Peer:
     cdef readonly bint connected
     cdef readonly uint32_t boot              # of the peer, from its hello
     cdef readonly slot_t next_slot           # leader: first slot not yet sent in an Accept
-    cdef readonly slot_t owed_slot           # leader: first slot sent to it that it has not accepted, as of the last tick
+    cdef readonly slot_t owed_slot           # leader: first slot sent to it and not accepted, at the last tick
     cdef readonly slot_t commit_index        # last heard
     cdef readonly slot_t applied_index       # last heard
     cdef readonly slot_t durable_index       # last heard

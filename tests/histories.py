@@ -6,8 +6,11 @@ from dataclasses import replace
 from itertools import count
 from random import Random
 
+import msgpack
+
 from fastpaxos.testing.linearizability import Register
 from fastpaxos.testing.operations import Operation, OperationKind, Outcome
+from fastpaxos_core.block import build_control
 
 READ, WRITE, CAS, DELETE = OperationKind.READ, OperationKind.WRITE, OperationKind.CAS, OperationKind.DELETE
 OK, NOT_APPLIED, UNKNOWN = Outcome.OK, Outcome.NOT_APPLIED, Outcome.UNKNOWN
@@ -130,3 +133,11 @@ def _any_order(left: list[Operation], state: bytes | None) -> bool:
 def precedes(one: Operation, other: Operation) -> bool:
     """`one` was answered before `other` was asked."""
     return one.outcome is OK and one.answered_ns is not None and one.answered_ns < other.invoked_ns
+
+
+def opening(number: int) -> bytes:
+    return build_control(msgpack.packb({"op": "open_session", "nonce": bytes([number]) * 16}))
+
+
+def closing(session_id: int) -> bytes:
+    return build_control(msgpack.packb({"op": "close_session", "session_id": session_id}))

@@ -380,12 +380,12 @@ def forge_commit_behind_after_settling(scene: Scene) -> None:
 
 
 FORGERIES: list[tuple[Callable[[Scene], None], str]] = [
-    (forge_two_values_chosen, "agreement|was chosen in ballot"),
-    (forge_two_extents_chosen, "agreement"),
+    (forge_two_values_chosen, "both chosen|was chosen in ballot"),
+    (forge_two_extents_chosen, "both chosen"),
     (forge_bytes_behind_one_name, "two different batches"),
     (forge_unsubmitted_command, "no client submitted"),
     (forge_unasked_session, "no client asked"),
-    (forge_lost_value, "was chosen in ballot"),
+    (forge_lost_value, "was chosen in ballot|of its promises allow"),
     (forge_late_choice_under_another_proposal, "was chosen in ballot"),
     (forge_two_values_in_one_ballot, "proposes .* and"),
     (forge_overlap_in_one_ballot, "proposes .* and"),
@@ -488,7 +488,7 @@ HISTORIES: list[tuple[str, LogModel, ClientHistory]] = [
         history_of(a_write(3, 1, 2, [3, 4]), a_write(1, 3, 4, [1, 2])),
     ),
     ("the log has", log_of(commands(1)), history_of(Read("r", 1, 2, 3))),
-    ("applied at slots", log_of(commands(1), build_block([b"c1"], SESSION, 3)), history_of()),
+    ("applied at positions", log_of(commands(1), build_block([b"c1"], SESSION, 3)), history_of()),
 ]
 
 

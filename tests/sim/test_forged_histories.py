@@ -10,13 +10,7 @@ import msgpack
 import pytest
 
 from fastpaxos import ApplyContext, QueryContext, StateMachine
-from fastpaxos.kv import (
-    KeyValueMachine,
-    encode_compare_and_set,
-    encode_delete,
-    encode_get,
-    encode_put,
-)
+from fastpaxos.kv import KeyValueMachine, encode_compare_and_set, encode_delete, encode_get, encode_put
 from fastpaxos.statemachine import BatchRun, query_machine
 from fastpaxos.testing import (
     ClientHistory,
@@ -32,21 +26,13 @@ from fastpaxos.testing import (
     check_witness,
     place_operations,
 )
-from fastpaxos_core.block import BlockView, build_block, build_control, build_noop
+from fastpaxos_core.block import BlockView, build_block, build_noop
 from fastpaxos_core.results import CommandFailure, decode_results
 from fastpaxos_core.wire import ReplyStatus
+from histories import CAS, DELETE, READ, WRITE, closing, opening
 
 ALICE, BOB = 1, 2  # session ids: the slots that opened them
 K, J = b"k", b"j"
-READ, WRITE, CAS, DELETE = OperationKind.READ, OperationKind.WRITE, OperationKind.CAS, OperationKind.DELETE
-
-
-def opening(number: int) -> bytes:
-    return build_control(msgpack.packb({"op": "open_session", "nonce": bytes([number]) * 16}))
-
-
-def closing(session_id: int) -> bytes:
-    return build_control(msgpack.packb({"op": "close_session", "session_id": session_id}))
 
 
 class Clock(StateMachine):

@@ -332,3 +332,18 @@ def test_what_is_no_block_is_for_the_core_to_refuse(block: bytes) -> None:
     world.replica.status = ReplyStatus.MALFORMED
     (frame,) = world.ask(WRITER.submit(block, 3))
     assert (parse_reply(frame).status, parse_reply(frame).request_id) == (ReplyStatus.MALFORMED, 3)
+
+
+def test_clients_that_were_held_are_served_again_in_the_order_in_which_they_were_held() -> None:
+    """A set made the order depend on the addresses of objects: equal seeds of a simulation gave different runs."""
+    world = World()
+    clients = [Client() for _ in range(40)]
+    resumed: list[Client] = []
+    world.replica.window_is_filling = True
+    for number, client in enumerate(clients):
+        client.resume = lambda client=client: resumed.append(client)  # type: ignore[method-assign, misc]
+        world.ask(WRITER.submit(BLOCK, number), client)
+    assert resumed == []
+    world.replica.window_is_filling = False
+    world.service.flush()
+    assert resumed == clients

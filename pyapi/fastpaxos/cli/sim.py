@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import logging
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -29,7 +29,6 @@ def run(seeds: int, first: int, jobs: int, no_shrink: bool, as_json: bool) -> in
     """Run many seeds; each draws its own faults. Exit code 1 if a property broke, or if a situation never occurred."""
     from fastpaxos.testing.campaign import CampaignResult, run_campaign
 
-    logging.getLogger("fastpaxos").setLevel(logging.CRITICAL)
     said = 0
 
     def tell(result: CampaignResult) -> None:
@@ -100,7 +99,6 @@ def replay(seed: int, settings: tuple[str, ...], do_shrink: bool, quiet: bool, a
     from fastpaxos.testing.campaign import run_seed
     from fastpaxos.testing.swarm import changed, draw_options
 
-    logging.getLogger("fastpaxos").setLevel(logging.CRITICAL)
     options = draw_options(seed)
     for setting in settings:
         name, separator, value = setting.partition("=")
@@ -125,6 +123,53 @@ def replay(seed: int, settings: tuple[str, ...], do_shrink: bool, quiet: bool, a
     if do_shrink:
         _tell_shrunk(failure)
     return 1
+
+
+@sim.command()
+@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1, 64), help="Processes at a time.")
+@click.option("--only", metavar="N,N,...", help='Only these mutants; a pair is written "2+16".')
+@click.option("--base-seeds", default=1, show_default=True, type=click.IntRange(1, 1000), help="Runs of each mutant.")
+@click.option("--seeds-max", default=1000, show_default=True, type=click.IntRange(1), help="Seeds before it survives.")
+@click.option("--all-layers", is_flag=True, help="Try every layer on each mutant, not only until one kills it.")
+@click.option("--document", type=click.Path(path_type=Path, dir_okay=False), help="Write the table to this file.")
+@json_option
+def mutants(
+    jobs: int,
+    only: str | None,
+    base_seeds: int,
+    seeds_max: int,
+    all_layers: bool,
+    document: Path | None,
+    as_json: bool,
+) -> int:
+    """Plant faults, one at a time, and demand that each is seen. Needs a source tree; exit code 1 if one survives."""
+    from fastpaxos.testing.mutants.campaign import run_mutants
+    from fastpaxos.testing.mutants.document import to_document
+    from fastpaxos.testing.mutants.report import Outcome
+
+    def tell(outcome: Outcome) -> None:
+        name = "+".join(map(str, outcome.active)) or "control"
+        progress(f"{name}: {outcome.verdict} by {outcome.checker or outcome.layer} after {outcome.seeds} seeds")
+
+    chosen = None
+    if only is not None:
+        try:
+            chosen = [tuple(int(number) for number in each.split("+")) for each in only.split(",")]
+        except ValueError as error:
+            raise click.BadParameter(f"--only {only!r} is not of the form 3,17,2+16") from error
+    campaign = run_mutants(
+        only=chosen, jobs=jobs, base_seeds=base_seeds, seeds_max=seeds_max, all_layers=all_layers, progress=tell
+    )
+    if document is not None:
+        document.write_text(to_document(campaign, f"fastpaxos sim mutants --base-seeds {base_seeds}"))
+    figures = campaign.to_mapping()
+    if as_json:
+        print_json(figures)
+    else:
+        for name, value in figures.items():
+            if name != "outcomes":
+                click.echo(f"{name:22} {value}")
+    return campaign.exit_code
 
 
 def _literal(value: str) -> object:

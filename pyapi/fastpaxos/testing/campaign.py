@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED as ANY
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -149,6 +150,18 @@ class CampaignResult:
         return [mark for mark in SOMETIMES if not self.totals[mark]] if self.seeds >= _SOMETIMES_SEEDS else []
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep thousands of elections and failing disks out of the log."""
+    logger = logging.getLogger("fastpaxos")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def run_seed(seed: int, options: SimOptions | None = None, trace: Callable[[str], None] | None = None) -> SeedRun:
     """Run one seed; whatever goes wrong in it becomes a Failure.
 
@@ -161,8 +174,9 @@ def run_seed(seed: int, options: SimOptions | None = None, trace: Callable[[str]
     cluster: SimCluster | None = None
     failure = None
     try:
-        cluster = SimCluster(seed, options, trace=trace)
-        cluster.run()
+        with _quiet():
+            cluster = SimCluster(seed, options, trace=trace)
+            cluster.run()
     except Exception as error:
         checker = getattr(error, "checker", type(error).__name__)
         failure = Failure(seed, checker, f"{type(error).__name__}: {error}", options)
@@ -172,8 +186,15 @@ def run_seed(seed: int, options: SimOptions | None = None, trace: Callable[[str]
 
 def _run_chunk(seeds: Sequence[int]) -> list[tuple[SeedRun, bool]]:
     """Run some seeds in a worker; every hundredth one twice, which must give the same trace."""
-    logging.getLogger("fastpaxos").setLevel(logging.CRITICAL)
     gc.disable()  # a run makes few cycles, and many objects that live as long as it does
+    try:
+        return _run_seeds(seeds)
+    finally:
+        gc.enable()
+        gc.collect()
+
+
+def _run_seeds(seeds: Sequence[int]) -> list[tuple[SeedRun, bool]]:
     runs = []
     for seed in seeds:
         run = run_seed(seed)
@@ -182,8 +203,6 @@ def _run_chunk(seeds: Sequence[int]) -> list[tuple[SeedRun, bool]]:
             message = f"two runs of seed {seed} differ: {run.report} and {again.report}"
             run = SeedRun(seed, run.report, Failure(seed, "determinism", message, draw_options(seed)))
         runs.append((run, twice))
-    gc.enable()
-    gc.collect()
     return runs
 
 

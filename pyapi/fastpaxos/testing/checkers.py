@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -26,12 +25,12 @@ from fastpaxos_core.block import BlockView
 from fastpaxos_core.founding import FoundingRecord
 from fastpaxos_core.wire import QueryReply, Reply, ReplyStatus
 
+from .durable_image import DurableImage, Observed, Promised, is_displaced, overlap
 from .history import BLOCK_COMMANDS, BLOCK_CONTROL, BLOCK_NOOP, LogModel, Violation
-from .journal_view import JournalEntry, Value
+from .journal_view import BATCH_UNKNOWN, JournalEntry, Value
 
-__all__ = ["DurableImage", "ProtocolChecker"]
+__all__ = ["ProtocolChecker"]
 
-_BATCH_UNKNOWN = 2
 _MESSAGES = (
     "prepare",
     "promise",
@@ -44,89 +43,6 @@ _MESSAGES = (
     "fetch",
     "learn",
 )
-
-
-@dataclass
-class DurableImage:
-    """What one node's disk says."""
-
-    promised_ballot: int = 0
-    by_slot: dict[int, JournalEntry] = field(default_factory=dict)
-    """The entry that stands in each slot after later entries displaced, whole, those they overlap."""
-    votes: set[tuple[int, Value]] = field(default_factory=set)
-    """Every (ballot, value) that was ever durably accepted."""
-    prefix: int = 0
-    """Slots <= it are on this disk with the chosen value."""
-    is_damaged: bool = False
-    """Something on this disk rotted or was lost: it may know less than it did, and must say so."""
-    may_vote: bool = True
-    """False once the promises of this disk are lost."""
-
-    def put(self, entry: JournalEntry) -> None:
-        """Add an entry as recovery does: what it overlaps goes, whole."""
-        for slot in range(entry.value.slot_begin, entry.value.slot_end):
-            old = self.by_slot.get(slot)
-            if old is not None:
-                for old_slot in range(old.value.slot_begin, old.value.slot_end):
-                    if self.by_slot.get(old_slot) is old:
-                        del self.by_slot[old_slot]
-        for slot in range(entry.value.slot_begin, entry.value.slot_end):
-            self.by_slot[slot] = entry
-        if not entry.learned:
-            self.votes.add((entry.ballot, entry.value))
-
-
-@dataclass(frozen=True)
-class _Promised:
-    """What one acceptor promised to one ballot."""
-
-    commit_index: int
-    entries: tuple[tuple[int, Value], ...]
-    """(ballot, value) of everything it had accepted above commit_index."""
-    unknown: tuple[tuple[int, int], ...] = ()
-
-    @classmethod
-    def of(cls, parts: Sequence[Mapping[str, Any]]) -> _Promised:
-        """Read the parts of a Promise."""
-        listed = [entry for part in parts for entry in part["entries"]]
-        return cls(
-            parts[0]["commit_index"],
-            tuple(
-                (entry["ballot"], Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"]))
-                for entry in listed
-                if not entry["flags"] & _BATCH_UNKNOWN
-            ),
-            tuple((entry["slot_begin"], entry["slot_end"]) for entry in listed if entry["flags"] & _BATCH_UNKNOWN),
-        )
-
-    @classmethod
-    def of_image(cls, image: DurableImage, ballot: int) -> _Promised:
-        """The promise that a candidate gives itself."""
-        entries = dict.fromkeys(entry for entry in image.by_slot.values() if entry.ballot < ballot)
-        return cls(0, tuple((entry.ballot, entry.value) for entry in entries if not entry.learned))
-
-    def is_unknown(self, value: Value) -> bool:
-        """Tell whether a part of the value's range is unknown to this acceptor."""
-        return any(begin < value.slot_end and value.slot_begin < end for begin, end in self.unknown)
-
-
-def _overlap(one: Value, other: Value) -> bool:
-    return one.slot_begin < other.slot_end and other.slot_begin < one.slot_end
-
-
-def _is_displaced(ballot: int, value: Value, entries: Sequence[tuple[int, Value]]) -> bool:
-    """An entry of a higher ballot overlaps it: had it been chosen, that ballot would have proposed it again."""
-    return any(other > ballot and reported != value and _overlap(reported, value) for other, reported in entries)
-
-
-@dataclass
-class _Observed:
-    """The last known facts of one running replica."""
-
-    promised_ballot: int = 0
-    commit_index: int = 0
-    applied_index: int = 0
-    applied_entries: int = 0
 
 
 def _content(view: BlockView) -> tuple[int, int, list[bytes]]:
@@ -173,7 +89,7 @@ class ProtocolChecker:
         self._accepted_by: defaultdict[Value, set[int]] = defaultdict(set)
         self._lowest_ballot: dict[Value, int] = {}
         self._proposed_end = 0
-        self._promises: defaultdict[int, dict[int, _Promised]] = defaultdict(dict)
+        self._promises: defaultdict[int, dict[int, Promised]] = defaultdict(dict)
         self._replicated_ns = 0
         self._now_ns: dict[int, int] = {}
         self.acknowledged_index = 0
@@ -184,7 +100,7 @@ class ProtocolChecker:
         self.founding: FoundingRecord | None = None
         self.founded_nodes: set[int] = set()
         self._boots: dict[tuple[int, int], int] = {}
-        self._observed = {node: _Observed() for node in self.members}
+        self._observed = {node: Observed() for node in self.members}
         self._digests: dict[int, object] = {}
 
     # Disk
@@ -297,7 +213,7 @@ class ProtocolChecker:
             if not entry.learned:
                 self._count_vote(node, entry)
         self._advance_prefix(image)
-        self._observed[node] = _Observed(promised_ballot=promised_ballot, commit_index=commit_index)
+        self._observed[node] = Observed(promised_ballot=promised_ballot, commit_index=commit_index)
 
     def _recover_committed(self, node: int, image: DurableImage, commit_index: int) -> None:
         """A recovered commit_index may rest on a write that was not synced, and survived."""
@@ -341,7 +257,8 @@ class ProtocolChecker:
             old = self.chosen.get(slot)
             if old is not None and old[0] != value:
                 raise Violation(
-                    f"agreement: slot {slot} has {old[0]} (ballot {old[1]}) and {value} (ballot {ballot}) both chosen"
+                    f"slot {slot} has {old[0]} (ballot {old[1]}) and {value} (ballot {ballot}) both chosen",
+                    checker="agreement",
                 )
             self.chosen[slot] = (value, ballot if old is None else min(ballot, old[1]))
         for higher, slots in self.proposals.items():
@@ -349,7 +266,8 @@ class ProtocolChecker:
                 for slot in range(value.slot_begin, value.slot_end):
                     if slots.get(slot, value) != value:
                         raise Violation(
-                            f"ballot {higher} proposed {slots[slot]}, but {value} was chosen in ballot {ballot}"
+                            f"ballot {higher} proposed {slots[slot]}, but {value} was chosen in ballot {ballot}",
+                            checker="p2b",
                         )
         while self.log.end_slot in self.chosen:
             value = self.chosen[self.log.end_slot][0]
@@ -394,8 +312,14 @@ class ProtocolChecker:
             self._check_everywhere(node, message["everywhere_durable"])
         mark, check = self._checks[name]
         self.marks[mark] += 1
-        if check is not None:
+        if check is None:
+            return
+        try:
             check(node, boot, message, promised)
+        except Violation as violation:
+            if violation.checker == "protocol":
+                violation.checker = mark.replace("_", "-")
+            raise
 
     def _sent_prepare(self, node: int, boot: int, message: Mapping[str, Any], _promised: int) -> None:
         ballot = message["ballot"]
@@ -413,7 +337,7 @@ class ProtocolChecker:
             raise Violation(f"node {node} sends Promise {ballot} while its disk promises {image.promised_ballot}")
         for entry in message["entries"]:
             value = Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"])
-            if entry["flags"] & _BATCH_UNKNOWN:
+            if entry["flags"] & BATCH_UNKNOWN:
                 if not image.is_damaged:
                     raise Violation(f"node {node} calls {value} unknown, but its disk is sound")
                 self.marks["promise_with_unknown"] += 1
@@ -429,7 +353,7 @@ class ProtocolChecker:
         if len(parts) == message["part_count"]:
             self._check_promise_complete(node, ballot, parts)
             self._promised_by[ballot].add(node)
-            self._promises[ballot].setdefault(node, _Promised.of(parts))
+            self._promises[ballot].setdefault(node, Promised.of(parts))
             if any(part["entries"] for part in parts):
                 self.marks["promise_with_entries"] += 1
 
@@ -443,13 +367,13 @@ class ProtocolChecker:
             (entry["ballot"], Value(entry["slot_begin"], entry["slot_end"], entry["value_crc"]))
             for part in parts
             for entry in part["entries"]
-            if not entry["flags"] & _BATCH_UNKNOWN
+            if not entry["flags"] & BATCH_UNKNOWN
         }
         unknown = [
             (entry["slot_begin"], entry["slot_end"])
             for part in parts
             for entry in part["entries"]
-            if entry["flags"] & _BATCH_UNKNOWN
+            if entry["flags"] & BATCH_UNKNOWN
         ]
         first = max(parts[0]["slot_begin"], parts[0]["commit_index"] + 1)
         for slot, entry in self.images[node].by_slot.items():
@@ -486,7 +410,7 @@ class ProtocolChecker:
         promises = dict(self._promises[ballot])
         image = self.images[node]
         if image.may_vote and node not in promises and image.promised_ballot >= ballot:
-            promises[node] = _Promised.of_image(image, ballot)
+            promises[node] = Promised.of_image(image, ballot)
         entries = [entry for promised in promises.values() for entry in promised.entries]
         highest = max((of_ballot for of_ballot, reported in entries if reported == value), default=0)
         allowing = 0
@@ -495,15 +419,22 @@ class ProtocolChecker:
                 allowing += self.chosen[value.slot_begin][0] == value
                 continue
             allowing += not promised.is_unknown(value) and all(
-                reported == value or of_ballot < highest or _is_displaced(of_ballot, reported, entries)
+                reported == value
+                or of_ballot < highest
+                or is_displaced(of_ballot, reported, entries)
+                or self._has_lost(reported)
                 for of_ballot, reported in promised.entries
-                if _overlap(reported, value)
+                if overlap(reported, value)
             )
         if allowing < self.phase1_size:
             raise Violation(
                 f"ballot {ballot} proposes {value}, which only {allowing} of its promises allow: {promises}",
                 checker="phase1-choice",
             )
+
+    def _has_lost(self, value: Value) -> bool:
+        """Another value is chosen in one of its slots, so that it never can be."""
+        return any(self.chosen.get(slot, (value, 0))[0] != value for slot in range(value.slot_begin, value.slot_end))
 
     def _check_proposal(self, node: int, ballot: int, value: Value, entry: Mapping[str, Any]) -> None:
         if self.proposals[ballot].get(value.slot_begin) != value:
@@ -516,7 +447,9 @@ class ProtocolChecker:
                 raise Violation(f"ballot {ballot} proposes {slots[slot]} and {value}")
             chosen = self.chosen.get(slot)
             if chosen is not None and chosen[1] < ballot and chosen[0] != value:
-                raise Violation(f"ballot {ballot} proposes {value}, but {chosen[0]} was chosen in ballot {chosen[1]}")
+                raise Violation(
+                    f"ballot {ballot} proposes {value}, but {chosen[0]} was chosen in ballot {chosen[1]}", checker="p2b"
+                )
         voters = self._accepted_by.get(value, ())
         if voters and len(voters) < self.phase2_size and value.slot_begin not in self.chosen:
             self.marks["adopted_from_minority"] += self._lowest_ballot.get(value, ballot) < ballot

@@ -70,7 +70,7 @@ class ClientConnections:
         elif client.dialing == epoch:
             self._open[epoch] = _Connection(client, node_id, epoch)
             # A kernel accepts for a process that is paused; the process sees the connection when it runs again.
-            node.input(lambda: node.client_up(client.address, epoch))
+            node.input(lambda: node.transport.client_up(client.address, epoch))
             client.connected(epoch)
 
     # Frames
@@ -101,7 +101,7 @@ class ClientConnections:
                 connection.client.receive(connection.epoch, frame)
         elif connection.node_open:
             node = self._cluster.nodes[target]
-            node.input(lambda: node.receive_from_client(source, connection.epoch, frame))
+            node.input(lambda: node.transport.receive_from_client(source, connection.epoch, frame))
 
     # The end of a connection
 
@@ -176,7 +176,7 @@ class ClientConnections:
             if connection.node_open:
                 connection.node_open = False
                 node = self._cluster.nodes[connection.node_id]
-                node.input(lambda: node.client_down(connection.client.address, connection.epoch))
+                node.input(lambda: node.transport.client_down(connection.client.address, connection.epoch))
                 self._prune(connection)
 
         if connection.node_open:

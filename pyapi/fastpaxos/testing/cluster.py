@@ -488,7 +488,7 @@ class SimCluster:
 
     def drop_client(self, node_id: int, link: ClientLink) -> None:
         """Break the connection of a client."""
-        self.nodes[node_id].client_down(link.client, link.epoch)
+        self.nodes[node_id].transport.client_down(link.client, link.epoch)
         if link.epoch:
             self.client_connections.left_by_node(link.epoch)
 
@@ -499,4 +499,4 @@ class SimCluster:
         else:
             node = self.nodes[target]
             if node.running:
-                node.input(lambda: node.receive_from_client(source, epoch or 0, frame))
+                node.input(lambda: node.transport.receive_from_client(source, epoch or 0, frame))

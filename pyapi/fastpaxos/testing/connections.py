@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from fastpaxos.handshake import Hello, check_hello, check_protocol, check_sender
+from fastpaxos.handshake import HandshakeRefusedError, Hello, check_hello, check_protocol, check_sender
 from fastpaxos_core.errors import FrameError
 from fastpaxos_core.messages import decode_message
 from fastpaxos_core.wire import (
@@ -22,7 +22,8 @@ from fastpaxos_core.wire import (
     parse_reply,
 )
 
-from .network import parse_frames
+from .history import Violation
+from .network import accepted, parse_frames
 
 if TYPE_CHECKING:
     from .node import SimNode
@@ -179,6 +180,43 @@ class SimTransport:
         """The connection of a client, if it stands."""
         links = (*self.clients, *self.strangers) if epoch else self.clients
         return next((link for link in links if link.client == client and link.epoch == epoch), None)
+
+    def client_up(self, client: int, epoch: int) -> None:
+        """A client connects; on a connection (`epoch` above 0) it says hello first."""
+        link = ClientLink(self._node, client, epoch)
+        (self.strangers if epoch else self.clients).append(link)
+
+    def client_down(self, client: int, epoch: int) -> None:
+        """A client's connection is gone."""
+        link = self.client_link(client, epoch)
+        if link is None:
+            return
+        link.closed = True
+        if link in self.strangers:
+            self.strangers.remove(link)
+        else:
+            self.clients.remove(link)
+            self._node.switchboard.client_disconnected(link)
+
+    def receive_from_client(self, client: int, epoch: int, frame: Frame | None) -> None:
+        """A frame of a client; None for one that the splitter refused."""
+        link = self.client_link(client, epoch)
+        if link is None:
+            if epoch:
+                return
+            self.client_up(client, epoch)
+            link = self.clients[-1]
+        node = self._node
+        name = f"node {node.node_id} refuses"
+        try:
+            link.receive(accepted(frame))
+        except HandshakeRefusedError as refusal:
+            raise Violation(f"{name} client {-client}: {refusal}", checker="frames") from refusal
+        except FrameError as error:
+            if epoch or not node.cluster.options.client_links.corrupt:
+                raise Violation(f"{name} a frame of client {-client}: {error}", checker="frames") from error
+            node.cluster.marks["frame_refused"] += 1
+            node.cluster.drop_client(node.node_id, link)
 
     def abort_all(self) -> None:
         """The process is gone."""

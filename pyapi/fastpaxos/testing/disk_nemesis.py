@@ -82,8 +82,10 @@ class DiskNemesis:
     def _fail_read(self) -> None:
         """Reading back fails; the node asks its peers. Reads of a start are spared: they would only delay it."""
         node = self._running()
-        if node is not None and node.records:
-            segment, offset, length, _ = self._cluster.random.choice(node.records)
+        if node is None or not node.records:
+            return
+        segment, offset, length, _ = self._cluster.random.choice(node.records)
+        if segment in node.disk.list():
             node.disk.fail_reads(segment, offset, length, sticky=False)
             self._note("read_failure", f"node {node.node_id} cannot read {segment} at {offset}")
 
@@ -130,6 +132,8 @@ class DiskNemesis:
         elif kind == "misdirected":
             # Another old write's bytes lie where these should be; the others' place keeps what it had.
             other_segment, other_offset, other_length, _ = node.records[random.choice(self._old_records(node))]
+            if other_segment not in node.disk.list():
+                return
             moved = node.disk.read_durable(other_segment, other_offset, min(length, other_length))
             node.disk.overwrite(segment, offset, moved)
         else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-__all__ = ["WRITE_HEADER_BYTES", "JournalEntry", "Value", "block_ranges", "parse_write"]
+__all__ = ["BATCH_UNKNOWN", "WRITE_HEADER_BYTES", "JournalEntry", "Value", "block_ranges", "parse_write"]
 
 _WRITE_HEADER = struct.Struct("<IBBHIIQQQQQQ")
 _DESCRIPTOR = struct.Struct("<QQQqIIII")
 _COMMITTED = 1
+BATCH_UNKNOWN = 2
 WRITE_HEADER_BYTES = _WRITE_HEADER.size
 
 

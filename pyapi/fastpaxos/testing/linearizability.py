@@ -9,6 +9,7 @@ Sources: Wing & Gong, "Testing and Verifying Concurrent Objects" (1993); Lowe, "
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -27,23 +28,23 @@ _SHOWN = 8
 State = TypeVar("State", bound=Hashable)
 
 
-class SequentialModel(Generic[State]):
+class SequentialModel(ABC, Generic[State]):
     """What one object does when it is used by one client at a time. Define `init` and `step`.
 
     The other methods may tell more and only save time: what never changes anything is placed at once, and no state is
     left that somebody still has to see and nobody can bring back.
     """
 
+    @abstractmethod
     def init(self) -> State:
         """Return the state before the first operation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, state: State, operation: Operation) -> tuple[bool, State]:
         """Return whether the operation may give its result in `state`, and the state after it.
 
         An operation of unknown outcome has no result to compare: it may always be applied.
         """
-        raise NotImplementedError
 
     def needs(self, operation: Operation) -> tuple[State, ...]:
         """Return (state,) if the operation has a result that it gives in that state only, else ()."""

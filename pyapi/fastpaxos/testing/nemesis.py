@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .disk_nemesis import DiskNemesis
@@ -235,11 +236,11 @@ class Nemesis:
         self._note("swizzle", f"nodes {chosen} are cut off one by one")
         delay_ns = 0
         for node_id in chosen:
-            self._cluster.schedule.after(delay_ns, lambda node_id=node_id: self._set_links(node_id, cut=True))  # type: ignore[misc]
+            self._cluster.schedule.after(delay_ns, partial(self._set_links, node_id, cut=True))
             delay_ns += random.randrange(1, _FLAP_MAX_NS)
         random.shuffle(chosen)
         for node_id in chosen:
-            self._cluster.schedule.after(delay_ns, lambda node_id=node_id: self._set_links(node_id, cut=False))  # type: ignore[misc]
+            self._cluster.schedule.after(delay_ns, partial(self._set_links, node_id, cut=False))
             delay_ns += random.randrange(1, _FLAP_MAX_NS)
 
     def _set_links(self, node_id: int, *, cut: bool) -> None:

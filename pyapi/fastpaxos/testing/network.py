@@ -18,7 +18,7 @@ from fastpaxos_core.wire import Frame, FrameSplitter, FrameType
 
 from .schedule import MILLISECOND_NS, Schedule
 
-__all__ = ["LinkOptions", "SimNetwork", "parse_frames"]
+__all__ = ["LinkOptions", "SimNetwork", "accepted", "parse_frames"]
 
 # head_bytes and body_bytes stand behind magic, version, type, flags and checksum.
 _LENGTHS = Struct("<II")
@@ -48,6 +48,13 @@ class LinkOptions:
     """Probability that a frame from the past of the same link, of any connection, arrives once more."""
     corrupt: float = 0.0
     """Probability that a bit of a frame is flipped on its way."""
+
+
+def accepted(frame: Frame | None) -> Frame:
+    """The frame that the splitter gave. Raises FrameError if it refused the bytes."""
+    if frame is None:
+        raise FrameError("the splitter refuses it")
+    return frame
 
 
 def parse_frames(data: bytes) -> Iterator[tuple[bytes, Frame]]:

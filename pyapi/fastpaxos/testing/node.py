@@ -7,11 +7,10 @@ does with threads and sockets.
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastpaxos.config import NodeConfig
 from fastpaxos.driver import Driver
@@ -28,23 +27,23 @@ from fastpaxos.handshake import (
 )
 from fastpaxos.identity import IdentityFile
 from fastpaxos.service import ClientService
-from fastpaxos.statemachine import BatchRun, ResultBlob, StateMachine
+from fastpaxos.statemachine import StateMachine
 from fastpaxos.switchboard import Switchboard
 from fastpaxos_core.errors import ConfigError, CorruptionError, FrameError
 from fastpaxos_core.founding import Founding, FoundingRecord
 from fastpaxos_core.replica import Replica
 from fastpaxos_core.wire import Frame, FrameType, FrameWriter, parse_mapping
 
-from .connections import ClientLink, PeerLink, SimTransport
+from .connections import PeerLink, SimTransport
 from .disk import SimDisk, SimulatedCrash
 from .history import Violation
 from .journal_view import JournalEntry, Value, block_ranges
+from .network import accepted
+from .observed_machine import ObservedMachine
 from .process import SimLoop, SimStorage
 from .schedule import MILLISECOND_NS
 
 if TYPE_CHECKING:
-    from fastpaxos.statemachine import ApplyContext
-    from fastpaxos_core.block import BlockView
     from fastpaxos_core.journal_recovery import Recovery
 
     from .cluster import SimCluster
@@ -61,41 +60,6 @@ _LEADER_CHECK_TURNS = 4
 def address_of(node_id: int) -> str:
     """The address of a simulated node."""
     return f"node-{node_id}:7000"
-
-
-def _accepted(frame: Frame | None) -> Frame:
-    """The frame that the splitter gave. Raises FrameError if it refused the bytes."""
-    if frame is None:
-        raise FrameError("the splitter refuses it")
-    return frame
-
-
-class _ObservedMachine(StateMachine):
-    """A state machine whose every batch the checkers see. What the machine itself does is not changed."""
-
-    def __init__(self, node: SimNode, inner: StateMachine) -> None:
-        self._node = node
-        self.inner = inner
-
-    def apply_batch(self, batch: BlockView, context: ApplyContext) -> ResultBlob:
-        run = BatchRun(self.inner, batch, context.slot_begin, context.now_ns)
-        results = run.finish()
-        node = self._node
-        digest = self.inner.digest() or f"{zlib.crc32(results):08x}"
-        try:
-            node.cluster.checker.applied(
-                node.node_id, context.slot_begin, context.slot_begin + len(batch), batch, digest, context.now_ns
-            )
-        except Violation as violation:
-            node.cluster.violation = node.cluster.violation or violation
-        node.batches_applied += 1
-        return ResultBlob(results)
-
-    def query(self, request: bytes, context: Any) -> Any:
-        return self.inner.query(request, context)
-
-    def digest(self) -> str:
-        return self.inner.digest()
 
 
 class SimNode:
@@ -121,8 +85,8 @@ class SimNode:
             node_id=node_id,
             cluster={member: address_of(member) for member in cluster.members},
             data_dir=f"node-{node_id}",
-            phase1_quorum=cluster.phase1_size,
-            phase2_quorum=cluster.phase2_size,
+            phase1_quorum=options.phase1_quorum,
+            phase2_quorum=options.phase2_quorum,
             heartbeat_interval_ms=options.heartbeat_interval_ms,
             election_timeout_ms=options.election_timeout_ms,
             commands_per_block_max=16,
@@ -208,7 +172,7 @@ class SimNode:
             record=record,
         )
         self.loop = SimLoop(self)
-        self.observed_machine = _ObservedMachine(self, self.machine)
+        self.observed_machine = ObservedMachine(self, self.machine)
         self.service = ClientService(
             config,
             self.observed_machine,
@@ -572,7 +536,7 @@ class SimNode:
         if link is None or epoch not in (None, link.epoch):
             return
         try:
-            frame = _accepted(frame)
+            frame = accepted(frame)
             hello = link.hello
             check_sender(frame, hello.node_id, hello.incarnation, hello.boot, hello.cluster_id or NO_CLUSTER)
             if frame.type == FrameType.CONTROL:
@@ -587,45 +551,6 @@ class SimNode:
                 ) from error
             self.cluster.marks["frame_refused"] += 1
             self.cluster.drop_connection(self.node_id, peer)
-
-    # Clients
-
-    def client_up(self, client: int, epoch: int) -> None:
-        """A client connects; on a connection (`epoch` above 0) it says hello first."""
-        link = ClientLink(self, client, epoch)
-        (self.transport.strangers if epoch else self.transport.clients).append(link)
-
-    def client_down(self, client: int, epoch: int) -> None:
-        """A client's connection is gone."""
-        link = self.transport.client_link(client, epoch)
-        if link is None:
-            return
-        link.closed = True
-        if link in self.transport.strangers:
-            self.transport.strangers.remove(link)
-        else:
-            self.transport.clients.remove(link)
-            self.switchboard.client_disconnected(link)
-
-    def receive_from_client(self, client: int, epoch: int, frame: Frame | None) -> None:
-        """A frame of a client."""
-        link = self.transport.client_link(client, epoch)
-        if link is None:
-            if epoch:
-                return
-            self.client_up(client, epoch)
-            link = self.transport.clients[-1]
-        try:
-            link.receive(_accepted(frame))
-        except HandshakeRefusedError as refusal:
-            raise Violation(f"node {self.node_id} refuses client {-client}: {refusal}", checker="frames") from refusal
-        except FrameError as error:
-            if epoch or not self.cluster.options.client_links.corrupt:
-                raise Violation(
-                    f"node {self.node_id} refuses a frame of client {-client}: {error}", checker="frames"
-                ) from error
-            self.cluster.marks["frame_refused"] += 1
-            self.cluster.drop_client(self.node_id, link)
 
     # Faults
 

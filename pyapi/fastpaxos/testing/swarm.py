@@ -6,7 +6,7 @@ are large. Every fault is off in some runs and strong in others.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from random import Random
 from typing import Any
 
@@ -194,8 +194,8 @@ def changed(options: SimOptions, name: str, value: object) -> SimOptions:
     Raises ValueError for a name that is none.
     """
     part_name, _, field_name = name.rpartition(".")
-    part: Any = getattr(options, part_name) if part_name in {field.name for field in fields(options)} else options
-    if (part_name and part is options) or field_name not in {field.name for field in fields(part)}:
+    part: Any = getattr(options, part_name, None) if part_name else options
+    if not is_dataclass(part) or field_name not in {field.name for field in fields(part)}:
         raise ValueError(f"{name!r} is no option of a simulation")
-    part = replace(part, **{field_name: value})
+    part = replace(part, **{field_name: value})  # type: ignore[type-var]
     return replace(options, **{part_name: part}) if part_name else part

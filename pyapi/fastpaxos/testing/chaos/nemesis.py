@@ -27,6 +27,7 @@ TRICKLE = ((1, 4_000.0), (1, 1_000.0), (7, 10_000.0), (100, 50_000.0))
 STARTING_S = (0.02, 0.6)
 # Long enough for one replica to start, and to be elected or to fail.
 LONELY_S = 2.0
+DEAF_S = 0.05
 
 
 class Nemesis:
@@ -70,8 +71,13 @@ class Nemesis:
             raise first_error(group) from group
 
     async def _play(self, scenes: list[Scene]) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._schedule.seconds
         for scene in scenes:
             await asyncio.sleep(scene.wait_s)
+            # Scenes may take longer than their hold: starts, and a failure that is waited for.
+            if loop.time() > end:
+                return
             act: Callable[[Random, float], Awaitable[None]] = getattr(self, f"_{scene.kind}")
             self.counts[scene.kind] += 1
             await act(Random(scene.seed), scene.hold_s)
@@ -212,11 +218,14 @@ class Nemesis:
             network.separate(one, other)
         self._say(f"{apart} are cut off, and soon {together} die")
         await asyncio.sleep(random.uniform(*FLAP_S))
+        # Its last votes count, and it does not hear any more that what it voted for is committed.
+        network.cut(leader, together[1])
+        await asyncio.sleep(DEAF_S)
         victims = await cluster.take_down(together)
         rotten = [member for member in victims if member != leader][:1]
         done = await asyncio.to_thread(self.rot.damage_uncommitted, rotten[0], random) if rotten else None
         self._say(f"damage to {done}" if done else "nothing that may be damaged now is not committed")
-        for one, other in ways:
+        for one, other in (*ways, (leader, together[1])):
             network.mend(one, other)
             network.mend(other, one)
         cluster.bring_up(rotten)
