@@ -230,7 +230,7 @@ MUTANTS = (
         ),
         rows=(56,),
         origin="PODC'07",
-        layers=("tests/paper/test_acceptor.py::test_51_a_batch_that_contradicts_its_block_is_refused",),
+        layers=("tests/unit/test_replica.py::test_an_acceptor_takes_nothing_from_a_bad_frame",),
     ),
     Mutant(
         656,
@@ -273,7 +273,7 @@ MUTANTS = (
         ),
         rows=(57,),
         origin="class",
-        layers=("tests/unit/test_messages.py", "tests/unit/test_replica.py"),
+        layers=("tests/unit/test_replica.py::test_a_message_must_have_the_entries_that_it_counts",),
     ),
     Mutant(
         257,
@@ -287,7 +287,7 @@ MUTANTS = (
         ),
         rows=(57,),
         origin="class",
-        layers=("tests/paper/test_acceptor.py", "tests/unit/test_replica.py"),
+        layers=("tests/unit/test_replica.py::test_a_batch_must_have_the_bytes_that_it_counts",),
     ),
     Mutant(
         265,
