@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastpaxos_core.ballot import pack_ballot
 from fastpaxos_core.block import build_block
 from fastpaxos_core.errors import ConfigError, FrameError, InvariantError
 from fastpaxos_core.founding import Founding, FoundingRecord
-from fastpaxos_core.wire import ReplyStatus
+from fastpaxos_core.wire import FrameSplitter, FrameWriter, ReplyStatus
 from local_cluster import LocalCluster
 
 BALLOT = pack_ballot(1, 2)
@@ -50,6 +51,41 @@ def test_a_leader_is_not_deposed_by_half_of_a_bad_frame() -> None:
     assert leader.replica.open_session(b"n" * 16, "waiter") == ReplyStatus.OK
     assert [(entry["slot_begin"], entry["ballot"]) for entry in leader.accept_all(2)] == [(last + 1, ballot)]
     assert leader.replica.commit_index == last + 1
+
+
+def test_large_blocks_of_one_frame_are_journalled_each_at_its_own_place() -> None:
+    """Large blocks go to the journal as views of the frame that brought them, from where each begins."""
+    acceptor = LoneReplica()
+    blocks = [build_block([bytes([number]) * 5000], 9, number) for number in (1, 2, 3)]
+    acceptor.receive(2, "accept", BALLOT, [batch(slot, data, BALLOT) for slot, data in enumerate(blocks, 1)])
+    acceptor.sync()
+    acceptor.crash()
+    assert [stored.block for stored in acceptor.recovery.batches] == blocks
+
+
+@pytest.mark.parametrize("name", ["accept", "promise", "accepted", "learn"])
+def test_a_message_must_have_the_entries_that_it_counts(name: str) -> None:
+    """The count stands in the frame's head: whoever believed it would read memory that is not the frame's."""
+    replica = LoneReplica()
+    good = replica.frame(2, name, BALLOT)
+    layouts = {"accept": "<QQII", "promise": "<QQIIII", "accepted": "<QQII", "learn": "<QQII"}
+    fields = list(struct.unpack(layouts[name], good.head))
+    # The count is the last field, or stands before a reserved one.
+    fields[-1 if name in ("promise", "accepted") else -2] = 3
+    data = FrameWriter(2, 1002, 1, replica.cluster_id).encode(
+        good.type, BALLOT, struct.pack(layouts[name], *fields), good.body
+    )
+    [frame] = FrameSplitter(1 << 20, 1 << 20).feed(data)
+    with pytest.raises(FrameError, match="names 3 entries"):
+        replica.replica.receive(2, frame)
+
+
+def test_a_batch_must_have_the_bytes_that_it_counts() -> None:
+    """The length of a block stands in its descriptor: whoever believed it would read behind the frame."""
+    replica = LoneReplica()
+    entry = {**batch(1, block("a"), BALLOT), "block_bytes": 4096}
+    with pytest.raises(FrameError, match="bytes are left in its frame"):
+        replica.receive(2, "accept", BALLOT, [entry])
 
 
 def test_an_acceptor_takes_nothing_from_a_bad_frame() -> None:

@@ -245,6 +245,15 @@ def test_a_duplicate_whose_result_was_dropped_is_still_a_duplicate() -> None:
     assert table.result(session_id, 3) == b"\x02" * 10, "a result that cannot be kept pushes no other one out"
 
 
+def test_a_block_applied_in_part_is_invalid_even_where_no_result_is_kept() -> None:
+    table = SessionTable(result_bytes_per_session_max=0)
+    session_id = table.open(nonce(1), 1)
+    table.record(session_id, 1, 2, b"", 0, 2)
+    assert table.result(session_id, 1) is None
+    assert table.classify(session_id, 1, 2) == Verdict.DUPLICATE
+    assert table.classify(session_id, 2, 2) == Verdict.INVALID
+
+
 def test_acknowledged_results_are_freed_whole() -> None:
     table = SessionTable()
     session_id = table.open(nonce(1), 1)

@@ -131,7 +131,7 @@ MUTANTS = (
     ),
     Mutant(
         155,
-        "a large block is handed to the journal as a view of memory that is used again",
+        "a large block is handed to the journal as a view of the wrong part of its frame",
         (
             core(
                 "journal",
@@ -141,7 +141,7 @@ MUTANTS = (
         ),
         rows=(55,),
         origin="bookkeeper #2563",
-        layers=("tests/unit/test_journal.py::test_small_blocks_are_joined_and_large_ones_are_not_copied",),
+        layers=("tests/unit/test_replica.py::test_large_blocks_of_one_frame_are_journalled_each_at_its_own_place",),
     ),
     Mutant(
         56,
@@ -230,7 +230,7 @@ MUTANTS = (
         ),
         rows=(56,),
         origin="PODC'07",
-        layers=("tests/paper/test_acceptor.py::test_51_a_batch_that_contradicts_its_block_is_refused",),
+        layers=("tests/unit/test_replica.py::test_an_acceptor_takes_nothing_from_a_bad_frame",),
     ),
     Mutant(
         656,
@@ -273,7 +273,7 @@ MUTANTS = (
         ),
         rows=(57,),
         origin="class",
-        layers=("tests/unit/test_messages.py", "tests/unit/test_replica.py"),
+        layers=("tests/unit/test_replica.py::test_a_message_must_have_the_entries_that_it_counts",),
     ),
     Mutant(
         257,
@@ -287,7 +287,7 @@ MUTANTS = (
         ),
         rows=(57,),
         origin="class",
-        layers=("tests/paper/test_acceptor.py", "tests/unit/test_replica.py"),
+        layers=("tests/unit/test_replica.py::test_a_batch_must_have_the_bytes_that_it_counts",),
     ),
     Mutant(
         265,

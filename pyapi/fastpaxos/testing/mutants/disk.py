@@ -322,7 +322,7 @@ MUTANTS = (
         rows=(32,),
         origin="OSDI'14",
         rules=("5.11",),
-        layers=(f"{WRITER}test_full_disk_is_final",),
+        layers=(f"{WRITER}test_no_room_for_a_segment",),
     ),
     Mutant(
         34,

@@ -32,5 +32,6 @@ PAIRS = (
     Pair((26, 34), "corruption as the end of the journal, and a lost disk that votes"),
     Pair((1, 111), "a promise that is forgotten, and ballots that are used again"),
     Pair((208, 202), "Prepare before the sync, and Promises to another boot"),
+    Pair((711, 1026), "an Accept below commit_index is taken, and committed batches may be dropped"),
     Pair((37, 218), "reads before a commit in the own ballot, and no proposal at the start"),
 )
