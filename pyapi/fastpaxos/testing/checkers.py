@@ -448,9 +448,8 @@ class ProtocolChecker:
                 raise Violation(f"ballot {ballot} proposes {slots[slot]} and {value}")
             chosen = self.chosen.get(slot)
             if chosen is not None and chosen[1] < ballot and chosen[0] != value:
-                raise Violation(
-                    f"ballot {ballot} proposes {value}, but {chosen[0]} was chosen in ballot {chosen[1]}", checker="p2b"
-                )
+                message = f"ballot {ballot} proposes {value}, but {chosen[0]} was chosen in ballot {chosen[1]}"
+                raise Violation(message, checker="p2b")
         voters = self._accepted_by.get(value, ())
         if voters and len(voters) < self.phase2_size and value.slot_begin not in self.chosen:
             self.marks["adopted_from_minority"] += self._lowest_ballot.get(value, ballot) < ballot
