@@ -370,8 +370,10 @@ MUTANTS = (
         origin="class (lost waiter)",
         rules=("5.10",),
         layers=(
-            "tests/unit/test_replica.py::"
-            "test_who_waits_for_what_was_never_chosen_is_answered_when_the_node_leads_again",
+            (
+                "tests/unit/test_replica.py::"
+                "test_who_waits_for_what_was_never_chosen_is_answered_when_the_node_leads_again"
+            ),
         ),
     ),
 )
