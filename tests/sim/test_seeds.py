@@ -27,7 +27,6 @@ RARE = frozenset(
     {
         "disk_lost",
         "disk_reordered_write",
-        "duplicates",
         "expelled",
         "frame_corrupted",
         "full_disk",
@@ -38,6 +37,7 @@ RARE = frozenset(
         "refused_incarnation",
         "session_evicted",
         "stopped_as_corrupt",
+        "torn_tail",
     }
 )
 

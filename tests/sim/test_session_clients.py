@@ -75,7 +75,7 @@ def test_a_client_whose_node_is_cut_off_goes_elsewhere_and_comes_back() -> None:
 def test_session_clients_meet_every_trouble() -> None:
     """A simulation in which clients have an easy life proves nothing about them."""
     totals: Counter[str] = Counter()
-    for seed in range(2_000, 2_010):
+    for seed in range(2_000, 2_020):
         options = draw_options(seed, small=True, session_clients=3, duration_ns=800 * MILLISECOND_NS)
         cluster = SimCluster(seed, options)
         try:

@@ -34,6 +34,7 @@ _SOMETIMES_SEEDS = 1_000
 SOMETIMES = (
     "acknowledged",
     "adopted_from_minority",
+    "answered_again",
     "chain",
     "client_held",
     "clock_jump",
@@ -45,7 +46,6 @@ SOMETIMES = (
     "disk_reordered_write",
     "disk_stall",
     "disk_torn_write",
-    "duplicates",
     "expelled",
     "flap",
     "frame_corrupted",

@@ -117,9 +117,9 @@ class ProtocolChecker:
     def durable(self, node: int, promised_ballot: int, entries: Iterable[JournalEntry]) -> None:
         """A write of `node` with this promised ballot and these entries is durable now."""
         image = self.images[node]
-        if promised_ballot < image.promised_ballot:
+        if image.may_vote and promised_ballot < image.promised_ballot:
             raise Violation(f"node {node} wrote promised ballot {promised_ballot} after {image.promised_ballot}")
-        image.promised_ballot = promised_ballot
+        image.promised_ballot = max(promised_ballot, image.promised_ballot)
         for entry in entries:
             if entry.ballot > promised_ballot and not entry.learned:
                 raise Violation(

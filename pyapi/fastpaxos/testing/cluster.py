@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from fastpaxos.handshake import HandshakeRefusedError
 from fastpaxos.statemachine import StateMachine, load_machine
 from fastpaxos_core.errors import ConfigError, CorruptionError
-from fastpaxos_core.wire import Frame
+from fastpaxos_core.wire import Frame, Reply, ReplyStatus
 
 from .checkers import ProtocolChecker
 from .client_connections import ClientConnections
@@ -98,6 +98,7 @@ class SimCluster:
         self._connections: dict[tuple[int, int], int] = {}
         self._connecting: set[tuple[int, int]] = set()
         self._epoch = 0
+        self._answered: set[tuple[int, int]] = set()
         self.nodes = {node_id: SimNode(self, node_id) for node_id in self.members}
         for node_id in self.members:
             self.start_node(node_id)
@@ -478,6 +479,13 @@ class SimCluster:
     def note_submitted(self, block: bytes) -> None:
         """A client is about to send this block for the first time."""
         self.checker.submitted_blocks.add(block)
+
+    def note_answer(self, reply: Reply) -> None:
+        """A node answers a block; a block that was answered before is answered from the session table."""
+        if reply.status == ReplyStatus.OK:
+            key = (reply.session_id, reply.first_sequence)
+            self.marks["answered_again"] += key in self._answered
+            self._answered.add(key)
 
     def note_nonce(self, nonce: bytes) -> None:
         """A client is about to open a session with this nonce."""

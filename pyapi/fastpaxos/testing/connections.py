@@ -105,7 +105,9 @@ class ClientLink:
         for data, frame in parse_frames(b"".join(buffers)):
             node.effect()
             if frame.type == _REPLY:
-                node.cluster.checker.acknowledged(parse_reply(frame))
+                reply = parse_reply(frame)
+                node.cluster.checker.acknowledged(reply)
+                node.cluster.note_answer(reply)
             elif frame.type == _QUERY_REPLY:
                 answer = parse_query_reply(frame)
                 asked_at = self._asked.pop(answer.query_id, 0)
