@@ -177,3 +177,19 @@ def test_57_a_read_that_waits_for_apply_falls_with_the_leadership() -> None:
     leader.receive(2, "heartbeat_reply", ballot, read_round=round_of(leader))
     leader.replica.step_down()
     assert leader.replica.take_ready_reads() == [("reader", ReplyStatus.NOT_LEADER, 0)]
+
+
+def test_57_a_read_that_arrives_while_a_round_is_out_waits_for_the_next_one() -> None:
+    """5.7: the round is sent after the read arrived."""
+    leader = LoneReplica()
+    ballot = leader.lead()
+    leader.replica.read("early")
+    number = round_of(leader)
+    leader.replica.read("late")
+    leader.replica.take_messages()
+    leader.receive(2, "heartbeat_reply", ballot, read_round=number)
+    assert [waiter for waiter, *_ in leader.replica.take_ready_reads()] == ["early"]
+    following = round_of(leader)
+    assert following > number
+    leader.receive(2, "heartbeat_reply", ballot, read_round=following)
+    assert [waiter for waiter, *_ in leader.replica.take_ready_reads()] == ["late"]

@@ -293,3 +293,20 @@ def test_513_a_leader_with_a_slow_clock_gives_no_older_timestamps() -> None:
     leader.replica.submit(block(session, 1), "waiter")
     [entry] = leader.accept_all(2)
     assert entry["timestamp_ns"] >= 5_000_000_000
+
+
+def test_59_a_duplicate_whose_results_are_gone_is_not_applied_again() -> None:
+    """5.9: apply alone decides duplicates, and needs no results for it."""
+    node = LoneReplica()
+    follow(node, 1, OPEN, block(1, 1), block(1, 2, acknowledged_below=2))
+    assert node.replica.sessions.result(1, 1) is None
+    assert follow(node, 4, block(1, 1)) == []
+    assert node.replica.sessions.last_sequence(1) == 2
+
+
+def test_59_a_duplicate_counts_as_use_of_its_session() -> None:
+    """5.9: sessions end by least-recent use, on every replica alike, and a client that resends is there."""
+    node = LoneReplica(sessions_max=2)
+    opens = [build_control(msgpack.packb({"op": "open_session", "nonce": bytes([number]) * 16})) for number in range(3)]
+    follow(node, 1, opens[0], opens[1], block(1, 1), block(2, 1), block(1, 1), opens[2])
+    assert node.replica.sessions.session_ids() == [1, 6]

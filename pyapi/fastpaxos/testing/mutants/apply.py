@@ -231,6 +231,10 @@ MUTANTS = (
         rows=(59,),
         origin="TigerBeetle StateChecker",
         rules=("5.9",),
+        layers=(
+            "tests/unit/test_sessions.py::test_a_block_applied_in_part_is_invalid_even_where_no_result_is_kept",
+            "sim",
+        ),
         options=RESENDS,
     ),
     Mutant(
@@ -295,6 +299,7 @@ MUTANTS = (
         rows=(59,),
         origin="DESIGN 5.9",
         rules=("5.9",),
+        layers=("tests/paper/test_sessions.py::test_59_a_duplicate_counts_as_use_of_its_session", "sim"),
         options={**RESENDS, "sessions_max": 2},
     ),
     Mutant(

@@ -87,6 +87,10 @@ MUTANTS = (
         rows=(37,),
         origin="class",
         rules=("5.7",),
+        layers=(
+            "tests/paper/test_reads.py::test_57_a_read_that_arrives_while_a_round_is_out_waits_for_the_next_one",
+            "sim",
+        ),
         options=SLOW_ECHOES,
     ),
     Mutant(
