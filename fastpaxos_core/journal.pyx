@@ -428,6 +428,9 @@ cdef class Journal:
         cdef slot_t slot = read.slot
         cdef Py_ssize_t record
         cdef BatchDescriptor* descriptor
+        # The newest entry grows: what was added since these bytes were asked for may replace all but the first batch.
+        cdef uint64_t entry_bytes = self.index.entries[read.position].sector_count * <uint64_t>WRITE_ALIGNMENT
+        cdef bint has_grown = entry_bytes != read.length
         self.find_unsynced(&newer_min, &newer_max)
         piece.scan(data, self.incarnation, read.segment_number, read.offset, read.length)
         read.outcome = READ_ABSENT
@@ -439,7 +442,7 @@ cdef class Journal:
                 break
             descriptor = &piece.descriptors[record]
             if batches:
-                if (descriptor.slot_begin != slot or piece.is_superseded(record)
+                if (descriptor.slot_begin != slot or has_grown or piece.is_superseded(record)
                         or (descriptor.slot_begin <= newer_max and descriptor.slot_end > newer_min)
                         or self.index.is_superseded(read.position, descriptor.slot_begin, descriptor.slot_end)
                         or not piece.is_readable(record, data)):
