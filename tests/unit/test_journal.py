@@ -299,6 +299,19 @@ def test_batch_replaced_by_one_in_flight_is_not_read():
     assert [(batch.slot_begin, batch.ballot) for batch in read_all(journal, directory, 1)] == [(1, 1), (2, 2), (3, 1)]
 
 
+def test_batch_replaced_since_the_read_was_asked_for_is_not_read():
+    """The newest entry of the index grows while the bytes are on their way (simulation seed 9918)."""
+    directory, journal, _ = new_journal()
+    append(journal, 1, 2)
+    append(journal, 2, 4)
+    carry_out(directory, journal, journal.seal(1, 1))
+    read = journal.locate(1)
+    data = directory.read(read.segment_name, read.offset, read.length)
+    append(journal, 2, 3, ballot=2)
+    carry_out(directory, journal, journal.seal(2, 1))
+    assert [(batch.slot_begin, batch.slot_end) for batch in journal.parse(read, data)] == [(1, 2)]
+
+
 def read_all(journal, directory, slot):
     read = journal.locate(slot)
     return journal.parse(read, directory.read(read.segment_name, read.offset, read.length))
