@@ -110,7 +110,7 @@ def test_a_wrong_answer_is_condemned(spoil: Callable[[CallHistory], None]) -> No
 
 
 def test_a_command_that_applied_twice_is_condemned() -> None:
-    with pytest.raises(Violation, match="applied at slots"):
+    with pytest.raises(Violation, match="applied at positions"):
         make_history().check(make_log(*LOG, (5, [b"a"])))
 
 
