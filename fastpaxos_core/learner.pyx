@@ -12,7 +12,7 @@ from fastpaxos_core.ballot cimport ballot_node
 from fastpaxos_core.block cimport BlockHeader
 from fastpaxos_core.journal cimport JournalRead
 from fastpaxos_core.journal_format cimport StoredBatch
-from fastpaxos_core.messages cimport FetchHead, LearnHead, check_entries, head_of
+from fastpaxos_core.messages cimport LEARN_FETCHED, FetchHead, LearnHead, check_entries, head_of
 from fastpaxos_core.state cimport Peer, ReplicaState, block_part, check_batch
 from fastpaxos_core.types cimport (
     BATCH_COMMITTED,
@@ -149,6 +149,7 @@ cdef class Learner:
         cdef Peer peer
         cdef int start = 0
         self.fetch_id = 0
+        self.failures += 1
         for index, peer in enumerate(peers):
             if peer.node_id == self.fetch_node:
                 start = index + 1
@@ -193,7 +194,7 @@ cdef class Learner:
         answer.request_id = head.request_id
         answer.commit_index = state.commit_index
         answer.entry_count = 0
-        answer.reserved = 0
+        answer.kind = LEARN_FETCHED
         reference = state.window.find(head.slot_begin)
         if reference != NO_BATCH:
             batch = state.window.at(reference)
@@ -235,7 +236,7 @@ cdef class Learner:
         head.request_id = request_id
         head.commit_index = state.commit_index
         head.entry_count = len(parts)
-        head.reserved = 0
+        head.kind = LEARN_FETCHED
         descriptors = bytes(packed)
         return state.send_batches(
             [peer], FRAME_LEARN, state.promised_ballot, &head, sizeof(LearnHead),
@@ -265,7 +266,7 @@ cdef class Learner:
         head.request_id = request_id
         head.commit_index = state.commit_index
         head.entry_count = len(parts)
-        head.reserved = 0
+        head.kind = LEARN_FETCHED
         descriptors = bytes(packed)
         return state.send_batches(
             [peer], FRAME_LEARN, state.promised_ballot, &head, sizeof(LearnHead),
@@ -307,6 +308,7 @@ cdef class Learner:
             self.waits = True
             return 0
         self.source_failed = False
+        self.failures = 0
         for index in range(head.entry_count):
             check_batch(&entries[index], blocks + offset, size - offset, &header)
             if entries[index].flags != BATCH_COMMITTED:
@@ -318,6 +320,20 @@ cdef class Learner:
                     self.waits = True
                     break
             offset += entries[index].block_bytes
+        return 0
+
+    cdef slot_t missing_slot(self) noexcept:
+        """The committed slot that is wanted most: one that cannot be read back, or the first unknown one; 0: none."""
+        if self.repair_slot:
+            return self.repair_slot
+        return self.state.commit_index + 1 if self.commit_hint > self.state.commit_index else 0
+
+    cdef int learn_missing(self, const BatchDescriptor* entry, bytes owner, uint64_t offset) except -1:
+        """Take the committed batch of `missing_slot()`."""
+        if self.repair_slot:
+            return self._repair(entry, owner, offset)
+        if not self._learn(entry, owner, offset):
+            self.waits = True
         return 0
 
     cdef bint _learn(self, const BatchDescriptor* entry, bytes owner, uint64_t offset) except -1:

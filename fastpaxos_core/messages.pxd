@@ -55,7 +55,7 @@ cdef packed struct HeartbeatReplyHead:
 cdef packed struct FetchHead:
     uint64_t request_id
     uint64_t slot_begin
-    uint64_t slot_end            # 0 = as far as bytes_max allows; for an accepted value its exact end
+    uint64_t slot_end            # 0 = as far as bytes_max allows; of an accepted value, exact; slot_begin + 1 = survey
     uint32_t bytes_max
     uint32_t value_crc           # of the wanted accepted value; 0 when committed batches are wanted
 
@@ -63,7 +63,11 @@ cdef packed struct LearnHead:
     uint64_t request_id
     uint64_t commit_index        # of the sender
     uint32_t entry_count
-    uint32_t reserved
+    uint32_t kind                # LEARN_*
+
+cdef enum:
+    LEARN_FETCHED = 0            # committed batches, or the accepted value that was asked for
+    LEARN_ACCEPTED = 1           # the answer to a survey: what is accepted in the slot, committed or not
 
 # Raises FrameError unless the head holds the fixed part and exactly entry_count entries of entry_bytes.
 cdef const uint8_t* head_of(object frame, size_t fixed_bytes) except NULL

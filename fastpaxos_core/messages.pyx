@@ -62,7 +62,7 @@ _LAYOUTS = {
     FRAME_HEARTBEAT_REPLY: ("heartbeat_reply", "<QQQQII", ("read_round", "commit_index", "applied_index",
                                                            "durable_index", "proposer_boot", "reserved"), None),
     FRAME_FETCH: ("fetch", "<QQQII", ("request_id", "slot_begin", "slot_end", "bytes_max", "value_crc"), None),
-    FRAME_LEARN: ("learn", "<QQII", ("request_id", "commit_index", "entry_count", "reserved"), _DESCRIPTOR),
+    FRAME_LEARN: ("learn", "<QQII", ("request_id", "commit_index", "entry_count", "kind"), _DESCRIPTOR),
 }
 _TYPES = {layout[0]: frame_type for frame_type, layout in _LAYOUTS.items()}
 

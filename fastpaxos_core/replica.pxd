@@ -7,6 +7,7 @@ from fastpaxos_core.phase1 cimport Phase1
 from fastpaxos_core.proposer cimport Proposer
 from fastpaxos_core.reads cimport ReadIndex
 from fastpaxos_core.state cimport Peer, ReplicaState
+from fastpaxos_core.survey cimport Survey
 from fastpaxos_core.types cimport slot_t, uint32_t, uint64_t
 from fastpaxos_core.wire cimport Frame
 
@@ -16,6 +17,7 @@ cdef class Replica:
     cdef Learner learner
     cdef Proposer proposer
     cdef Phase1 phase1
+    cdef Survey survey
     cdef ReadIndex reads
     cdef Applier applier
     cdef list orphans                        # waiters of leaderships that ended: keys

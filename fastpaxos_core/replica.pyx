@@ -47,6 +47,7 @@ from fastpaxos_core.quorum import QuorumSystem
 from fastpaxos_core.reads import ReadIndex
 from fastpaxos_core.sessions import SessionTable
 from fastpaxos_core.state import ReplicaState as _ReplicaState
+from fastpaxos_core.survey import Survey
 from fastpaxos_core.window import SlotWindow
 
 cdef enum:
@@ -137,6 +138,7 @@ cdef class Replica:
         self.reads = ReadIndex(self.state)
         self.proposer = Proposer(self.state, self.learner, self.reads, heartbeat_interval_ns, resend_timeout_ns)
         self.phase1 = Phase1(self.state, self.acceptor, self.learner, self.proposer, resend_timeout_ns)
+        self.survey = Survey(self.state, self.acceptor, self.learner, fetch_timeout_ns)
         self.applier = Applier(self.state, self.learner, SessionTable(sessions_max, result_bytes_per_session_max))
         self.admitted = {}
         self.orphans = []
@@ -177,6 +179,7 @@ cdef class Replica:
             state.now_ns = monotonic_ns
         state.wall_ns = wall_ns
         self.learner.tick()
+        self.survey.tick()
         self.phase1.tick()
         self.proposer.tick()
         self._set_admission()
@@ -254,9 +257,11 @@ cdef class Replica:
         if frame_type == FRAME_NACK:
             return self._handle_nack(peer, frame)
         if frame_type == FRAME_FETCH:
+            if self.survey.handle_fetch(peer, frame):
+                return 0
             return self.learner.handle_fetch(peer, frame)
         if frame_type == FRAME_LEARN:
-            if self.phase1.handle_learn(peer, frame):
+            if self.survey.handle_learn(peer, frame) or self.phase1.handle_learn(peer, frame):
                 return 0
             return self.learner.handle_learn(peer, frame)
         raise FrameError(f"frame type {frame_type} is no replica message")
@@ -442,6 +447,7 @@ cdef class Replica:
         self._check_leadership()
         self.phase1.progress()
         self.learner.fetch_missing()
+        self.survey.progress()
         self.acceptor.flush_accepted()
         if self.learner.repaired:
             repaired, self.learner.repaired = self.learner.repaired, []
@@ -635,6 +641,11 @@ cdef class Replica:
         """Slot ranges that the journal made unreadable and that were not accepted again."""
         cdef slot_t floor = self.state.commit_index + 1
         return [(max(begin, floor), end) for begin, end in self.acceptor.unknown if end > floor]
+
+    @property
+    def surveys_learned(self) -> int:
+        """Committed batches that nobody could read back, learned from what a Phase 1 quorum accepted."""
+        return self.survey.learned
 
     @property
     def now_ns(self) -> int:

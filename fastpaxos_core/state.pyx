@@ -56,7 +56,7 @@ cdef class ReplicaState:
         self.window_slots = window_slots
         self.window_bytes = window_bytes
         self.log_memory_bytes = log_memory_bytes
-        self.reserved_batches = (window.batch_capacity + 15) // 16
+        self.reserved_batches = (window.batch_capacity + 3) // 4
         self.voting = voting
         self.held = deque()
 
@@ -125,7 +125,7 @@ cdef class ReplicaState:
     cdef bint make_room(self, slot_t slot_begin, slot_t slot_end) except -1:
         """Evict old batches until the range fits and a batch entry is free; False when it can't be.
 
-        Some entries are kept for the batch that continues the committed prefix: else batches beyond a gap could fill
+        A quarter of the entries is kept for what continues the committed prefix: else batches beyond a gap could fill
         the table, and the one that closes the gap would find no place in it.
         """
         cdef SlotWindow window = self.window

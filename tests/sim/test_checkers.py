@@ -112,6 +112,20 @@ def test_an_honest_run_is_accepted() -> None:
     scene.propose(3, second._replace(ballot=B3))
 
 
+def test_what_a_recovered_commit_displaced_is_gone_whole() -> None:
+    # Seed 35714: node 3 learned [1, 2), which displaced its [1, 4); the sync of that write failed, and it survived.
+    scene = Scene()
+    mine = entry(1, scene.submit(commands(1, 3)), B1)
+    scene.write(3, B1, mine)
+    scene.take_over(2, B2, 1)
+    chosen = entry(1, build_noop(1), B2)
+    scene.propose(2, chosen)
+    for node in (1, 2):
+        scene.write(node, B2, chosen)
+    scene.checker.written(3, [chosen._replace(learned=True)])
+    scene.checker.recovered(3, B2, 1, [])
+
+
 def test_the_survivor_of_a_torn_write_may_be_recovered() -> None:
     scene = Scene()
     item = entry(1, OPEN)

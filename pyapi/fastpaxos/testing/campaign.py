@@ -61,6 +61,7 @@ SOMETIMES = (
     "journal_read",
     "kill",
     "leader_ended",
+    "learned_by_survey",
     "may_halt",
     "one_way_cut",
     "partial_cut",

@@ -190,6 +190,7 @@ class ProtocolChecker:
                         checker="recovery",
                     )
                 found[slot] = entry
+        self._recover_committed(node, image, commit_index)
         lost: list[JournalEntry] = []
         for slot, old in sorted(image.by_slot.items()):
             if slot <= commit_index:
@@ -207,7 +208,6 @@ class ProtocolChecker:
         image.promised_ballot = promised_ballot
         for slot in [slot for slot in image.by_slot if slot > commit_index]:
             del image.by_slot[slot]
-        self._recover_committed(node, image, commit_index)
         # What rotted stays in the image: the node owes an "unknown" there until something newer displaces it.
         for entry in [*dict.fromkeys(lost), *dict.fromkeys(found.values())]:
             image.put(entry)
@@ -217,7 +217,7 @@ class ProtocolChecker:
         self._observed[node] = Observed(promised_ballot=told_ballot, commit_index=commit_index)
 
     def _recover_committed(self, node: int, image: DurableImage, commit_index: int) -> None:
-        """A recovered commit_index may rest on a write that was not synced, and survived."""
+        """A recovered commit_index may rest on a write that survived without a sync: it displaced others, whole."""
         slot = image.prefix + 1
         while slot <= commit_index:
             value = self.chosen[slot][0]

@@ -44,6 +44,7 @@ __all__ = ["SimCluster"]
 
 _RECONNECT_MAX_NS = 50 * MILLISECOND_NS
 _NOTICE_MAX_NS = 20 * MILLISECOND_NS
+_PATIENCE_NS = 100 * MILLISECOND_NS
 
 
 class SimCluster:
@@ -182,7 +183,8 @@ class SimCluster:
 
     def _reads_answered(self) -> int | None:
         """How many reads of the independent clients were answered; None where they are not owed an answer."""
-        is_slow = self.options.apply_delay_max_ns > _NOTICE_MAX_NS
+        is_hasty = self.options.client.retry_ns < _PATIENCE_NS
+        is_slow = self.options.apply_delay_max_ns > (0 if is_hasty else _NOTICE_MAX_NS)
         clients = self.options.clients + self.options.session_clients
         if is_slow or clients > self.options.sessions_max or not self.options.client.reads or not self.clients:
             return None
@@ -191,12 +193,14 @@ class SimCluster:
     def _entitled_clients(self) -> list[SimSessionClient]:
         """Those that must get an answer in the end: not where clients push out each other's sessions, or nodes are so
         slow that they cannot answer within anybody's patience, or lead clients into dead ends; nor those that were told
-        of one node only."""
+        of one node only; nor those that wait a moment only, where nodes take time to apply what others queue up."""
         clients = self.options.clients + self.options.session_clients
         is_slow = self.options.apply_delay_max_ns > _NOTICE_MAX_NS
         if is_slow or clients > self.options.sessions_max or len(self.core) < len(self.members):
             return []
-        return [client for client in self.session_clients if client.manner.names_nodes]
+        takes_time = self.options.apply_delay_max_ns > 0
+        manners = [(client, client.manner) for client in self.session_clients]
+        return [client for client, manner in manners if manner.names_nodes and not (takes_time and manner.is_hasty)]
 
     def _choose_core(self) -> list[int]:
         if self.options.nemesis.rot_where == "everywhere" and self.marks["rot"]:

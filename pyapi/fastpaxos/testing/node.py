@@ -72,7 +72,6 @@ class SimNode:
         disk_lost: the directory came back empty after the cluster was founded.
         is_damaged: something was broken on its disk; the checkers allow it to know less.
         effects_left: the process dies at that many effects (writes, sends, answers) from now; None: not planned.
-        durable_commit: the commit_index that its newest durable write tells.
         records: (segment, offset, length, entries) of every journal write, oldest first.
     """
 
@@ -105,7 +104,6 @@ class SimNode:
         self.stopped_by: BaseException | None = None
         self.effects_left: int | None = None
         self.batches_applied = 0
-        self.durable_commit = 0
         self.clock_offset_ns = random.randrange(1, 10**12)
         self.clock_drift_ppm = random.randint(-options.clock_drift_ppm, options.clock_drift_ppm)
         self.wall_offset_ns = random.randint(-(10**9), 10**9)
@@ -120,6 +118,7 @@ class SimNode:
         self._spent_ns = 0
         self._turns = 0
         self._seen = (0, 0, 0)
+        self._surveys = 0
 
     def __repr__(self) -> str:
         state = "paused" if self.paused else "running" if self.running else "down"
@@ -235,6 +234,7 @@ class SimNode:
         )
         self.replica = replica
         self._seen = (0, 0, 0)
+        self._surveys = 0
         self.storage = SimStorage(self)
         self.driver = Driver(
             replica,
@@ -471,6 +471,8 @@ class SimNode:
         if seen != self._seen:
             self._seen = seen
             self.cluster.checker.observed(self.node_id, *seen)
+        self.cluster.marks["learned_by_survey"] += replica.surveys_learned - self._surveys
+        self._surveys = replica.surveys_learned
         self._turns += 1
         is_leader = self._turns % _LEADER_CHECK_TURNS == 0 and replica.role == "leader"
         if is_leader and self.cluster.leader() is not self:

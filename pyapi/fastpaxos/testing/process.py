@@ -101,14 +101,13 @@ class SimStorage:
         if write.new_segment is not None:
             raise Violation(f"node {node.node_id} begins a segment on its loop", checker="one-write")
         data = b"".join(bytes(buffer) for buffer in write.buffers)
-        promised_ballot, commit_index, entries = parse_write(data)
+        promised_ballot, _, entries = parse_write(data)
         node.cluster.checker.written(node.node_id, entries)
         node.effect()
         node.write_record(write.segment_name, write.offset, data, entries)
         node.effect()
         if write.needs_sync:
             node.disk.sync(write.segment_name)
-            node.durable_commit = commit_index
             node.cluster.checker.durable(node.node_id, promised_ballot, entries)
             node.effect()
 
@@ -119,7 +118,7 @@ class SimStorage:
             raise Violation(f"node {node.node_id} writes two things at a time", checker="one-write")
         self._is_writing = True
         data = b"".join(bytes(buffer) for buffer in write.buffers)
-        promised_ballot, commit_index, entries = parse_write(data)
+        promised_ballot, _, entries = parse_write(data)
         node.cluster.checker.written(node.node_id, entries)
 
         def end(error: OSError | None) -> None:
@@ -145,7 +144,6 @@ class SimStorage:
         def sync() -> None:
             def act() -> None:
                 node.disk.sync(write.segment_name)
-                node.durable_commit = commit_index
                 node.cluster.checker.durable(node.node_id, promised_ballot, entries)
 
             step(act, None)

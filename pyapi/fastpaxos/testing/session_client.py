@@ -32,6 +32,7 @@ __all__ = ["Manner", "SimSessionClient", "draw_manner"]
 
 _FIRST_ADDRESS = 1_000
 _TICK_NS = 10 * MILLISECOND_NS
+_PATIENCE_MS = 300
 _CLOSE_TIMEOUT_NS = 1_000 * MILLISECOND_NS
 _INFLIGHT_BYTES_MAX = 64 << 10
 # A caller hears of its deadline at the next tick.
@@ -63,6 +64,11 @@ class Manner:
     names_nodes: bool
     """It knows the ids of all nodes; else it knows one address, and learns."""
 
+    @property
+    def is_hasty(self) -> bool:
+        """It waits for a moment only."""
+        return self.deadline_min_ms < _PATIENCE_MS
+
 
 def draw_manner(random: Random) -> Manner:
     """Draw how one client behaves."""
@@ -71,7 +77,7 @@ def draw_manner(random: Random) -> Manner:
         think_ns=random.choice((20, 50, 100)) * MILLISECOND_NS,
         callers=random.choice((0, 1, 4)),
         burst=random.choice((1, 1, 2, 6)),
-        deadline_min_ms=50 if is_hasty else 300,
+        deadline_min_ms=50 if is_hasty else _PATIENCE_MS,
         deadline_max_ms=random.choice((60, 200)) if is_hasty else 2_000,
         reads=random.choice((0.1, 0.3)),
         lists=random.choice((0.0, 0.3)),
