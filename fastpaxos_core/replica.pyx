@@ -197,8 +197,7 @@ cdef class Replica:
         found.bytes_in_flight = 0
         found.commit_sent = 0
         found.next_slot = found.owed_slot = self.state.commit_index + 1
-        found.last_heard_ns = self.state.now_ns
-        found.progress_ns = self.state.now_ns
+        found.last_heard_ns = found.progress_ns = self.state.now_ns
         self.proposer.heartbeat_ns = 0
         self.phase1.sent_ns = 0
         self.learner.waits = False
@@ -257,9 +256,7 @@ cdef class Replica:
         if frame_type == FRAME_NACK:
             return self._handle_nack(peer, frame)
         if frame_type == FRAME_FETCH:
-            if self.survey.handle_fetch(peer, frame):
-                return 0
-            return self.learner.handle_fetch(peer, frame)
+            return 0 if self.survey.handle_fetch(peer, frame) else self.learner.handle_fetch(peer, frame)
         if frame_type == FRAME_LEARN:
             if self.survey.handle_learn(peer, frame) or self.phase1.handle_learn(peer, frame):
                 return 0
@@ -450,8 +447,8 @@ cdef class Replica:
         self.survey.progress()
         self.acceptor.flush_accepted()
         if self.learner.repaired:
-            repaired, self.learner.repaired = self.learner.repaired, []
-            self.applier.supply(repaired, None)
+            self.applier.supply(self.learner.repaired, None)
+            self.learner.repaired = []
         if self.proposer.role == ROLE_LEADER:
             # A gap that closed by learning may have freed what was chosen behind it.
             self.proposer.commit_chosen()
@@ -587,11 +584,8 @@ cdef class Replica:
         """Node id of the leader as far as this replica knows, 0 when it knows none."""
         if self.proposer.role == ROLE_LEADER:
             return self.state.node_id
-        if self.state.leader_ballot < self.state.promised_ballot:
-            return 0
-        if ballot_node(self.state.leader_ballot) == self.state.node_id:
-            return 0
-        return ballot_node(self.state.leader_ballot)
+        leader = ballot_node(self.state.leader_ballot)
+        return 0 if self.state.leader_ballot < self.state.promised_ballot or leader == self.state.node_id else leader
 
     @property
     def last_leader_contact_ns(self) -> int:
