@@ -44,6 +44,10 @@ def campaign(outcomes: list[Outcome], base_seeds: int = 1) -> Campaign:
     return Campaign([find(number) for number in numbers], outcomes, 1.0, base_seeds, 1000)
 
 
+def test_numbers_name_one_mutant_each() -> None:
+    assert len({mutant.number for mutant in MUTANTS}) == len(MUTANTS)
+
+
 def test_all_killed_is_success() -> None:
     found = campaign([CLEAN, killed(2), survived(3), killed(3, "tests/x.py::test_y"), killed(CANARY)])
     assert (found.exit_code, found.survivors, found.problems) == (0, [], [])

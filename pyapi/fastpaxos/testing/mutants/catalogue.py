@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import acceptance, apply, client, disk, journal, leadership, learning, operators, phase1, phase2, reads
+from . import acceptance, apply, client, disk, journal, leadership, learning, operators, phase1, phase2, reads, survey
 from .model import Edit, Mutant, NotApplicable, Pair
 from .rows import NOT_APPLICABLE, PAIRS
 
@@ -32,6 +32,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *phase1.MUTANTS,
     *phase2.MUTANTS,
     *learning.MUTANTS,
+    *survey.MUTANTS,
     *reads.MUTANTS,
     *apply.MUTANTS,
     *journal.MUTANTS,

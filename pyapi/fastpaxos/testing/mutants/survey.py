@@ -1,0 +1,96 @@
+"""Faults of the survey: a committed slot that nobody can read back (rule 5.3)."""
+
+from __future__ import annotations
+
+from .model import Mutant, core
+
+__all__ = ["MUTANTS"]
+
+UNIT = "tests/unit/test_survey.py::"
+
+MUTANTS = (
+    Mutant(
+        740,
+        "a survey learns from fewer acceptors than a Phase 1 quorum",
+        (
+            core(
+                "survey",
+                "        if self.best.flags != BATCH_COMMITTED and not self.state.quorum.phase1_c(self.votes):\n",
+                "        if (self.best.flags != BATCH_COMMITTED and not self.state.quorum.phase1_c(self.votes)\n"
+                "                and not MUTANT(740)):\n",
+            ),
+        ),
+        origin="DESIGN 5.2, 5.3",
+        rules=("5.3",),
+        layers=(f"{UNIT}test_a_minority_of_five_is_not_enough", "sim"),
+    ),
+    Mutant(
+        741,
+        "a survey takes the value of the first answer, not that of the highest ballot",
+        (
+            core(
+                "survey",
+                "                        and entry.ballot < self.best.ballot):\n",
+                "                        and (entry.ballot < self.best.ballot or MUTANT(741))):\n",
+            ),
+        ),
+        origin="DESIGN 5.2, 5.3",
+        rules=("5.3",),
+        layers=(f"{UNIT}test_the_highest_ballot_is_the_chosen_value", "sim"),
+    ),
+    Mutant(
+        742,
+        "an acceptor whose record rotted tells a survey that it accepted nothing",
+        (
+            core(
+                "survey",
+                " or (slot > state.commit_index and self._is_blind(slot)):\n",
+                " or (slot > state.commit_index and self._is_blind(slot) and not MUTANT(742)):\n",
+            ),
+        ),
+        origin="DESIGN 5.2",
+        rules=("5.2", "5.3"),
+        layers=(f"{UNIT}test_an_acceptor_that_cannot_tell_is_silent", "sim"),
+    ),
+    Mutant(
+        743,
+        "a replica whose own record rotted counts itself in its survey",
+        (
+            core(
+                "survey",
+                "        if slot == state.commit_index + 1 and not self._is_blind(slot):\n",
+                "        if (slot == state.commit_index + 1 and not self._is_blind(slot)) or MUTANT(743):\n",
+            ),
+        ),
+        origin="DESIGN 5.2",
+        rules=("5.2", "5.3"),
+        layers=(f"{UNIT}test_an_acceptor_that_lost_its_record_does_not_count_itself", "sim"),
+    ),
+    Mutant(
+        744,
+        "a committed slot that is not in memory any more is told to a survey as nothing accepted",
+        (
+            core(
+                "survey",
+                "        if slot < state.window.memory_begin or",
+                "        if (slot < state.window.memory_begin and not MUTANT(744)) or",
+            ),
+        ),
+        origin="class",
+        rules=("5.3",),
+        layers=(f"{UNIT}test_an_acceptor_that_cannot_tell_is_silent", "sim"),
+    ),
+    Mutant(
+        745,
+        "a committed slot that nobody can read back is asked for for ever",
+        (
+            core(
+                "survey",
+                "        if self.slot or self.learner.failures == 0:\n",
+                "        if self.slot or self.learner.failures == 0 or MUTANT(745):\n",
+            ),
+        ),
+        origin="found by this simulator (seeds 16147, 32970)",
+        layers=(f"{UNIT}test_one_more_answer_makes_a_quorum_of_three", "sim"),
+    ),
+)
