@@ -251,6 +251,17 @@ Learn(a, batch) ==
     IN IF stands # {} THEN \E x \in stands : Commit(a, memory[a], x)
        ELSE Fits(a, state) /\ Commit(a, state, batch)
 
+\* Nobody can read back a slot that is committed: the highest ballot in a Phase 1 quorum holds the chosen value.
+Survey(a) ==
+    LET slot == memory[a].commit + 1
+        Sighted == {c \in Acceptors : slot \notin memory[c].unknown \/ Is("survey_counts_unknown")}
+        At(set) == UNION {{x \in memory[c].log : slot \in SlotsOf(x.value)} : c \in set}
+    IN /\ \E x \in Known : x.value.begin = slot
+       /\ \E set \in SUBSET Sighted :
+              /\ IsPhase1Quorum(set) \/ (Is("survey_of_minority") /\ set # {})
+              /\ \E x \in At(set) : /\ Is("survey_takes_any") \/ \A y \in At(set) : y.ballot <= x.ballot
+                                    /\ Learn(a, x)
+
 -----------------------------------------------------------------------------
 (* The disk. *)
 
@@ -324,7 +335,7 @@ Next ==
         \/ Persist(a)
         \/ Crash(a)
         \/ CorruptCrash(a)
-        \/ MayLearn(a) /\ \E batch \in Known : Learn(a, batch)
+        \/ MayLearn(a) /\ (Survey(a) \/ \E batch \in Known : Learn(a, batch))
         \/ \E b \in Ballots :
             \/ Campaign(a, b)
             \/ HandlePrepare(a, b)

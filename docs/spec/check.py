@@ -106,6 +106,9 @@ MUTANTS: dict[str, tuple[Bounds, bool]] = {
     "noop_over_reported": (TWO_SLOTS, True),
     "disjoint_quorums": (ONE_SLOT, True),
     "unknown_is_empty": (UNKNOWN, True),
+    "survey_of_minority": (ONE_SLOT, True),
+    "survey_takes_any": (ONE_SLOT, True),
+    "survey_counts_unknown": (UNKNOWN, True),
 }
 """Name -> bounds that are large enough to refute it, and whether it breaks an invariant of HARM within them."""
 

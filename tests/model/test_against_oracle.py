@@ -30,6 +30,7 @@ from model.oracle import Batch, OracleAcceptor, Promised, Refused, choose_values
 
 PEERS = (2, 3)
 SLOTS = 24
+FETCH_TIMEOUT_NS = 500_000_000
 
 
 def block(text: str, count: int) -> bytes:
@@ -98,6 +99,7 @@ class AcceptorAgainstOracle(RuleBasedStateMachine):
         self.promises: deque[tuple[int, Promised]] = deque()
         self.owed: set[Batch] = set()
         self.fetches: list[dict[str, Any]] = []
+        self.surveys: list[dict[str, Any]] = []
         self.history: list[tuple[str, int, list[dict[str, Any]], dict[str, int]]] = []
 
     # What arrives
@@ -138,6 +140,25 @@ class AcceptorAgainstOracle(RuleBasedStateMachine):
                 self.oracle.learn(as_batch(entry))
                 self.version += self.oracle.cells != before.cells
         self.newest_fetch = 0
+        self.settle_commit(())
+
+    @precondition(lambda self: self.surveys)
+    @rule(knows=st.booleans())
+    def answer_survey(self, knows: bool) -> None:
+        """A peer answers with the chosen value, which it knows to be committed or accepted in a ballot that kept it."""
+        question = self.surveys.pop()
+        upto = max(self.told.values(), default=0)
+        for entry in self.honest.lessons(question["slot_begin"], upto)[:1]:
+            said = dict(entry, flags=int(knows))
+            fields = {"request_id": question["request_id"], "commit_index": upto if knows else 0, "kind": 1}
+            self.real.receive(question["to"], "learn", self.honest.ballots[0], [said], **fields)
+            is_newest = question["request_id"] == self.newest_survey
+            is_late = self.real.now_ns - self.survey_sent_ns > FETCH_TIMEOUT_NS
+            if is_newest and not is_late and entry["slot_begin"] == self.oracle.commit_index + 1:
+                before = self.oracle.durable_copy()
+                self.oracle.learn(as_batch(entry))
+                self.version += self.oracle.cells != before.cells
+                self.newest_survey = 0
         self.settle_commit(())
 
     def deliver(self, name: str, ballot: int, entries: list[dict[str, Any]], fields: dict[str, int]) -> None:
@@ -221,6 +242,7 @@ class AcceptorAgainstOracle(RuleBasedStateMachine):
         self.promises.clear()
         self.owed.clear()
         self.fetches.clear()
+        self.surveys.clear()
 
     @rule(milliseconds=st.sampled_from([10, 600]))
     def tick(self, milliseconds: int) -> None:
@@ -241,6 +263,11 @@ class AcceptorAgainstOracle(RuleBasedStateMachine):
                 said_refused.append(Refused(message["ballot"], message["promised_ballot"], message["commit_index"]))
             elif name == "heartbeat_reply":
                 assert message["ballot"] <= self.durable.promised_ballot
+            elif name == "fetch" and message["slot_end"]:
+                assert message["slot_begin"] == self.real.replica.commit_index + 1
+                self.surveys.append(message)
+                self.newest_survey = message["request_id"]
+                self.survey_sent_ns = self.real.now_ns
             elif name == "fetch":
                 assert message["slot_begin"] == self.real.replica.commit_index + 1
                 assert message["slot_begin"] <= max(self.told.values())
@@ -251,7 +278,9 @@ class AcceptorAgainstOracle(RuleBasedStateMachine):
         assert said_refused == refused
 
     def compare_promise(self, message: dict[str, Any]) -> None:
-        version, expected = self.promises.popleft()
+        # Promises to one candidate leave in order; those to different ones may leave in one turn, in any order.
+        version, expected = next(item for item in self.promises if item[1].ballot & 0xFFFF == message["to"])
+        self.promises.remove((version, expected))
         assert version <= self.durable_version
         said = Promised(
             message["ballot"], message["commit_index"], tuple(as_batch(entry) for entry in message["entries"])

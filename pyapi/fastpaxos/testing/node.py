@@ -471,8 +471,9 @@ class SimNode:
         if seen != self._seen:
             self._seen = seen
             self.cluster.checker.observed(self.node_id, *seen)
-        self.cluster.marks["learned_by_survey"] += replica.surveys_learned - self._surveys
-        self._surveys = replica.surveys_learned
+        if replica.surveys_learned != self._surveys:
+            self.cluster.marks["learned_by_survey"] += replica.surveys_learned - self._surveys
+            self._surveys = replica.surveys_learned
         self._turns += 1
         is_leader = self._turns % _LEADER_CHECK_TURNS == 0 and replica.role == "leader"
         if is_leader and self.cluster.leader() is not self:
