@@ -75,6 +75,7 @@ OVERLAP_PENDING = Bounds(2, 2, "{{1}, {1, 2}}", pending=2)
 OVERLAP_LONG = Bounds(3, 2, "{{1}, {1, 2}}")
 
 UNKNOWN = Bounds(2, 1, "{{1}}", corruption=True)
+UNKNOWN_EAGER = Bounds(2, 1, "{{1}}", corruption=True, lazy=False)
 
 MUTANTS: dict[str, tuple[Bounds, bool]] = {
     "promise_forgotten": (ONE_SLOT, True),
@@ -106,9 +107,9 @@ MUTANTS: dict[str, tuple[Bounds, bool]] = {
     "noop_over_reported": (TWO_SLOTS, True),
     "disjoint_quorums": (ONE_SLOT, True),
     "unknown_is_empty": (UNKNOWN, True),
-    "survey_of_minority": (ONE_SLOT, True),
-    "survey_takes_any": (ONE_SLOT, True),
-    "survey_counts_unknown": (UNKNOWN, True),
+    "survey_of_minority": (ONE_SLOT_EAGER, True),
+    "survey_takes_any": (ONE_SLOT_EAGER, True),
+    "survey_counts_unknown": (UNKNOWN_EAGER, True),
 }
 """Name -> bounds that are large enough to refute it, and whether it breaks an invariant of HARM within them."""
 
