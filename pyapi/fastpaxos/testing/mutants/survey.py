@@ -22,7 +22,7 @@ MUTANTS = (
         ),
         origin="DESIGN 5.2, 5.3",
         rules=("5.3",),
-        layers=(f"{UNIT}test_a_minority_of_five_is_not_enough", "sim"),
+        layers=(f"{UNIT}test_a_minority_of_five_is_not_enough",),
     ),
     Mutant(
         741,
@@ -36,7 +36,7 @@ MUTANTS = (
         ),
         origin="DESIGN 5.2, 5.3",
         rules=("5.3",),
-        layers=(f"{UNIT}test_the_highest_ballot_is_the_chosen_value", "sim"),
+        layers=(f"{UNIT}test_the_highest_ballot_is_the_chosen_value",),
     ),
     Mutant(
         742,
@@ -50,7 +50,7 @@ MUTANTS = (
         ),
         origin="DESIGN 5.2",
         rules=("5.2", "5.3"),
-        layers=(f"{UNIT}test_an_acceptor_that_cannot_tell_is_silent", "sim"),
+        layers=(f"{UNIT}test_an_acceptor_that_cannot_tell_is_silent",),
     ),
     Mutant(
         743,
@@ -64,7 +64,7 @@ MUTANTS = (
         ),
         origin="DESIGN 5.2",
         rules=("5.2", "5.3"),
-        layers=(f"{UNIT}test_an_acceptor_that_lost_its_record_does_not_count_itself", "sim"),
+        layers=(f"{UNIT}test_an_acceptor_that_lost_its_record_does_not_count_itself",),
     ),
     Mutant(
         744,
@@ -78,7 +78,7 @@ MUTANTS = (
         ),
         origin="class",
         rules=("5.3",),
-        layers=(f"{UNIT}test_an_acceptor_that_cannot_tell_is_silent", "sim"),
+        layers=(f"{UNIT}test_an_acceptor_that_cannot_tell_is_silent",),
     ),
     Mutant(
         745,
@@ -91,6 +91,6 @@ MUTANTS = (
             ),
         ),
         origin="found by this simulator (seeds 16147, 32970)",
-        layers=(f"{UNIT}test_one_more_answer_makes_a_quorum_of_three", "sim"),
+        layers=(f"{UNIT}test_one_more_answer_makes_a_quorum_of_three",),
     ),
 )
