@@ -222,8 +222,8 @@ def run_mutants(
     def attempt(each: Mutant | Pair, number: int) -> list[Outcome]:
         found = []
         for layer in each.layers:
-            if layer != SIMULATION and number:
-                continue  # a test has no seed: once is enough
+            if layer != SIMULATION and number and not found:
+                break  # a test comes first, and has no seed: once is enough
             found.append(runner.run(each.active, layer, number * BASE_SEED_STEP))
             if found[-1].verdict == "killed" and not all_layers:
                 break
