@@ -220,7 +220,7 @@ def run_mutants(
         return [runner.control()]
 
     def attempt(each: Mutant | Pair, number: int) -> list[Outcome]:
-        found = []
+        found: list[Outcome] = []
         for layer in each.layers:
             if layer != SIMULATION and number and not found:
                 break  # a test comes first, and has no seed: once is enough
