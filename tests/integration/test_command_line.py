@@ -116,8 +116,8 @@ def test_benchmark_applies_what_it_acknowledges(cli: CommandLine) -> None:
     assert (report["errors"], report["digests_equal"]) == (0, True)
     assert report["commands_per_second"] > 0
     assert (report["setup"]["clients"], report["setup"]["batch"], report["setup"]["durability"]) == (3, 50, "fsync")
-    assert report["setup"]["loopback_p50_us"] > 0
-    assert report["setup"]["fdatasync_p50_us"] > 0
+    assert report["setup"]["loopback_us"]["p50"] > 0
+    assert report["setup"]["fdatasync_us"]["p50"] > 0
     assert [entry["resident_bytes_max"] > 0 for entry in report["replicas"]] == [True] * 3
 
 

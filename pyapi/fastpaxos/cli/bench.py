@@ -24,9 +24,10 @@ from fastpaxos.cli.cluster_process import (
     journal_bytes_max,
     work_folder,
 )
+from fastpaxos.cli.floor import floor
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.load import LoadPlan, LoadResult, run_load
-from fastpaxos.cli.measure import describe_machine, fdatasync_p50_us, loopback_p50_us
+from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
 from fastpaxos.cli.options import CLUSTER_FORM, json_option, parse_cluster_option, print_json, progress
 from fastpaxos.cli.status import Statuses, wait_for
 from fastpaxos.client import Client
@@ -45,6 +46,9 @@ BLOCK_BYTES_MAX = 1 * MIB
 @click.group()
 def bench() -> None:
     """Measure a cluster."""
+
+
+bench.add_command(floor)
 
 
 @bench.command()
@@ -96,8 +100,8 @@ def closed(
             "seconds": seconds,
             "warmup_seconds": warmup,
             "load_processes": load_processes,
-            "loopback_p50_us": loopback_p50_us(),
-            "fdatasync_p50_us": fdatasync_p50_us(folder),
+            "loopback_us": loopback_us(),
+            "fdatasync_us": fdatasync_us(folder),
         }
         needed_bytes = journal_bytes_max(replicas, seconds + warmup, payload)
         with cluster_to_load(folder, connect, replicas, durability, needed_bytes) as (cluster, processes):

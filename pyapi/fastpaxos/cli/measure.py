@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import fastpaxos_core
-from fastpaxos.cli.latency import LatencyHistogram
+from fastpaxos.cli.latency import LatencyHistogram, Percentiles
 
-__all__ = ["describe_machine", "fdatasync_p50_us", "loopback_p50_us"]
+__all__ = ["describe_machine", "fdatasync_us", "loopback_us"]
 
 ROUND_TRIPS = 2_000
 SYNCS = 200
@@ -40,8 +40,8 @@ def _echo(address: tuple[str, int]) -> None:
             connection.sendall(data)
 
 
-def loopback_p50_us() -> float:
-    """Return the median time, in microseconds, of a 128-byte message to another process over loopback TCP and back."""
+def loopback_us() -> Percentiles:
+    """Time a 128-byte message to another process over loopback TCP and back."""
     histogram = LatencyHistogram()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         echo = multiprocessing.get_context("spawn").Process(target=_echo, args=(listener.getsockname(),), daemon=True)
@@ -61,11 +61,11 @@ def loopback_p50_us() -> float:
                 samples.append(time.perf_counter_ns() - begin)
         echo.join(10.0)
     histogram.record(samples[ROUND_TRIPS // 10 :])
-    return round(histogram.percentile_ns(50.0) / 1000, 1)
+    return histogram.percentiles_us()
 
 
-def fdatasync_p50_us(folder: Path) -> float:
-    """Return the median time, in microseconds, of writing 4 KiB into a preallocated file of `folder` and fdatasync."""
+def fdatasync_us(folder: Path) -> Percentiles:
+    """Time writing 4 KiB into a preallocated file of `folder`, and fdatasync."""
     histogram = LatencyHistogram()
     samples = []
     with tempfile.NamedTemporaryFile(dir=folder, prefix="fdatasync-") as file:
@@ -79,4 +79,4 @@ def fdatasync_p50_us(folder: Path) -> float:
             os.fdatasync(file.fileno())
             samples.append(time.perf_counter_ns() - begin)
     histogram.record(samples)
-    return round(histogram.percentile_ns(50.0) / 1000, 1)
+    return histogram.percentiles_us()
