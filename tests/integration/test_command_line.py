@@ -121,6 +121,20 @@ def test_benchmark_applies_what_it_acknowledges(cli: CommandLine) -> None:
     assert [entry["resident_bytes_max"] > 0 for entry in report["replicas"]] == [True] * 3
 
 
+def test_open_load_sends_at_its_rate(cli: CommandLine) -> None:
+    report = cli.json("bench", "open", "--rate", "500", "--seconds", "1", "--warmup", "0.1", "--arrivals", "uniform")
+    assert report["applied"] == report["acknowledged"] > 0
+    assert 490 <= report["commands_per_second"] <= 510
+    assert report["latency_us"]["p50"] > 0
+
+
+def test_the_floor_moves_bytes(cli: CommandLine) -> None:
+    report = cli.json("bench", "floor", "--seconds", "0.3", "--payload-bytes-per-frame", "20000", "--window", "4")
+    assert report["bytes_per_second"] > 0
+    assert (report["payload_bytes_per_frame"], report["window"]) == (20_000, 4)
+    assert report["latency_us"]["p50"] > report["setup"]["loopback_us"]["p50"]
+
+
 def test_benchmark_of_a_cluster_that_runs(cli: CommandLine, tmp_path: Path) -> None:
     with ClusterProcess(tmp_path, 3, "hashchain", "memory") as processes:
         options = ("--seconds", "0.3", "--warmup", "0", "--load-processes", "2", "--clients", "4", "--batch", "1")

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,8 @@ def test_sessions_are_shared_among_load_processes() -> None:
     assert [part.clients for part in plans] == [3, 3, 2, 2]
     assert [part.seed for part in plans] == [1, 2, 3, 4]
     assert {part.batch for part in plans} == {3}
+    rates = [part.rate for part in split_plan(replace(plan, rate=1000.0), 4)]
+    assert rates == [300.0, 300.0, 200.0, 200.0]
 
 
 def report_of(applied: int, errors: int = 0, digests_equal: bool = True) -> dict[str, Any]:
@@ -398,6 +401,8 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         *(("kv", name) for name in ("get", "put", "delete", "cas", "incr", "scan", "load", "dump")),
         ("bench",),
         ("bench", "closed"),
+        ("bench", "open"),
+        ("bench", "floor"),
         ("journal",),
         ("journal", "inspect"),
         ("journal", "verify"),
@@ -427,6 +432,7 @@ def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.Capture
         (("serve", "--id", "1", "--cluster", CLUSTER, "--data-dir", "d", "--machine", "none:Such"), "'none:Such'"),
         (("bench", "closed", "--batch", "16384", "--payload", "1000"), "lower --batch"),
         (("bench", "closed", "--clients", "2", "--load-processes", "3"), "load processes"),
+        (("bench", "open"), "Missing option '--rate'"),
         (("demo", "--payload", "15"), "15 is not in the range"),
         (("demo", "--replicas", "2"), "2 is not in the range"),
         (("journal", "verify", "/no/such/folder"), "does not exist"),

@@ -1,15 +1,16 @@
-"""`fastpaxos bench closed`: throughput and latency of a real cluster under a closed load."""
+"""`fastpaxos bench closed` and `bench open`: throughput and latency of a real cluster under load."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,67 +52,140 @@ def bench() -> None:
 bench.add_command(floor)
 
 
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every load has in common: the cluster, the load processes, the measured time."""
+
+    clients: int
+    payload: int
+    seconds: float
+    warmup: float
+    replicas: int
+    durability: str
+    load_processes: int
+    connect: dict[int, str] | None
+    keep: Path | None
+    as_json: bool
+
+
+def bench_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options of `Bench`; it is called with a Bench and its own options."""
+
+    @functools.wraps(command)
+    def with_bench(**options: Any) -> int:
+        own = {field.name: options.pop(field.name) for field in fields(Bench)}
+        return command(Bench(**own), **options)
+
+    for option in reversed(
+        (
+            click.option(
+                "--payload", type=click.IntRange(0, 1_000_000), default=16, show_default=True, help="Bytes per command."
+            ),
+            click.option(
+                "--seconds", type=click.FloatRange(0.1, 3600.0), default=10.0, show_default=True, help="Measured time."
+            ),
+            click.option(
+                "--warmup", type=click.FloatRange(0.0, 60.0), default=1.0, show_default=True, help="Seconds before it."
+            ),
+            click.option("--replicas", type=click.IntRange(1, 9), default=3, show_default=True),
+            click.option("--durability", type=click.Choice(DURABILITY_MODES), default="fsync", show_default=True),
+            click.option("--load-processes", type=click.IntRange(1, 64), default=1, show_default=True),
+            click.option(
+                "--connect",
+                callback=parse_cluster_option,
+                metavar=CLUSTER_FORM,
+                help="Load this cluster (hashchain machine).",
+            ),
+            click.option("--keep", type=click.Path(path_type=Path), help="Keep data and logs in this new folder."),
+            json_option,
+        )
+    ):
+        with_bench = option(with_bench)
+    return with_bench
+
+
 @bench.command()
 @click.option("--clients", type=click.IntRange(1, 4096), default=4, show_default=True, help="Sessions.")
 @click.option(
-    "--pipeline", type=click.IntRange(1, 1024), default=8, show_default=True, help="Blocks each has in flight."
+    "--pipeline", type=click.IntRange(1, 4096), default=8, show_default=True, help="Blocks each has in flight."
 )
 @click.option("--batch", type=click.IntRange(1, 16384), default=1000, show_default=True, help="Commands per block.")
-@click.option("--payload", type=click.IntRange(0, 1_000_000), default=16, show_default=True, help="Bytes per command.")
-@click.option("--seconds", type=click.FloatRange(0.1, 3600.0), default=10.0, show_default=True, help="Measured time.")
-@click.option("--warmup", type=click.FloatRange(0.0, 60.0), default=1.0, show_default=True, help="Seconds before it.")
-@click.option("--replicas", type=click.IntRange(1, 9), default=3, show_default=True)
-@click.option("--durability", type=click.Choice(DURABILITY_MODES), default="fsync", show_default=True)
-@click.option("--load-processes", type=click.IntRange(1, 64), default=1, show_default=True)
-@click.option(
-    "--connect", callback=parse_cluster_option, metavar=CLUSTER_FORM, help="Load this cluster (hashchain machine)."
-)
-@click.option("--keep", type=click.Path(path_type=Path), help="Keep data and logs in this new folder.")
-@json_option
-def closed(
-    clients: int,
-    pipeline: int,
-    batch: int,
-    payload: int,
-    seconds: float,
-    warmup: float,
-    replicas: int,
-    durability: str,
-    load_processes: int,
-    connect: dict[int, str] | None,
-    keep: Path | None,
-    as_json: bool,
-) -> int:
+@bench_options
+def closed(common: Bench, pipeline: int, batch: int) -> int:
     """Keep CLIENTS x PIPELINE blocks of BATCH commands in flight and measure what comes back.
 
+    With a BATCH of 1, commands are sent one by one as `Client.execute` does, and those of one session share blocks.
     Replicas and load run in processes of their own. The latency is that of a block, from call to result. The exit code
     is 1 if a command failed, or if the replicas did not apply exactly what was acknowledged.
     """
-    if batch * (payload + 4) > BLOCK_BYTES_MAX - 4096:
-        raise click.UsageError(f"a block of {batch} x {payload} bytes exceeds {BLOCK_BYTES_MAX} bytes; lower --batch")
-    if load_processes > clients:
-        raise click.UsageError(f"{load_processes} load processes need as many --clients, not {clients}")
-    with interruptible(), work_folder(keep) as folder:
-        setup = describe_machine() | {
-            "clients": clients,
-            "pipeline": pipeline,
-            "batch": batch,
-            "payload_bytes": payload,
-            "seconds": seconds,
-            "warmup_seconds": warmup,
-            "load_processes": load_processes,
-            "loopback_us": loopback_us(),
-            "fdatasync_us": fdatasync_us(folder),
-        }
-        needed_bytes = journal_bytes_max(replicas, seconds + warmup, payload)
-        with cluster_to_load(folder, connect, replicas, durability, needed_bytes) as (cluster, processes):
+    plan = LoadPlan({}, common.clients, pipeline, batch, common.payload, common.seconds, common.warmup)
+    return measure(common, plan, {"load": "closed", "pipeline": pipeline, "batch": batch})
+
+
+@bench.command("open")
+@click.option("--clients", type=click.IntRange(1, 4096), default=4, show_default=True, help="Sessions.")
+@click.option("--rate", type=click.FloatRange(min=1.0), required=True, help="Commands per second, over all sessions.")
+@click.option("--arrivals", type=click.Choice(["poisson", "uniform"]), default="poisson", show_default=True)
+@click.option(
+    "--batch", type=click.IntRange(1, 16384), default=1, show_default=True, help="Commands that come at once."
+)
+@bench_options
+def open_load(common: Bench, rate: float, arrivals: str, batch: int) -> int:
+    """Send RATE commands per second, however many are unanswered, and measure from the time when each was due.
+
+    A cluster that hangs for a while cannot hide it: what was due meanwhile counts from then, not from when it could be
+    sent. `late_ms_max` says how late the load itself was at worst.
+    """
+    plan = LoadPlan(
+        {},
+        common.clients,
+        1,
+        batch,
+        common.payload,
+        common.seconds,
+        common.warmup,
+        rate=rate / batch,
+        arrivals=arrivals,
+    )
+    return measure(common, plan, {"load": "open", "rate": rate, "arrivals": arrivals, "batch": batch})
+
+
+def measure(common: Bench, plan: LoadPlan, described: dict[str, object]) -> int:
+    """Run a load on a cluster and report; return the exit code."""
+    if plan.batch * (common.payload + 4) > BLOCK_BYTES_MAX - 4096:
+        raise click.UsageError(
+            f"a block of {plan.batch} x {common.payload} bytes exceeds {BLOCK_BYTES_MAX} bytes; lower --batch"
+        )
+    if common.load_processes > common.clients:
+        raise click.UsageError(f"{common.load_processes} load processes need as many --clients, not {common.clients}")
+    seconds = common.seconds
+    with interruptible(), work_folder(common.keep) as folder:
+        setup = (
+            describe_machine()
+            | described
+            | {
+                "clients": common.clients,
+                "payload_bytes": common.payload,
+                "seconds": seconds,
+                "warmup_seconds": common.warmup,
+                "load_processes": common.load_processes,
+                "loopback_us": loopback_us(),
+                "fdatasync_us": fdatasync_us(folder),
+            }
+        )
+        needed_bytes = journal_bytes_max(common.replicas, seconds + common.warmup, common.payload)
+        with cluster_to_load(folder, common.connect, common.replicas, common.durability, needed_bytes) as (
+            cluster,
+            processes,
+        ):
             before = run_loop(settled_count(cluster, "the election of a leader", START_TIMEOUT_S, leader=True))
             progress(f"measuring for {seconds:g} s")
-            plans = split_plan(LoadPlan(cluster, clients, pipeline, batch, payload, seconds, warmup), load_processes)
+            plans = split_plan(replace(plan, cluster=cluster), common.load_processes)
             results = run_load_processes(plans)
             after = run_loop(settled_count(cluster, "catching up", SETTLE_TIMEOUT_S, leader=False))
             report = make_report(results, seconds, setup, applied=after[0] - before[0])
-            report["setup"] |= {"replicas": len(cluster), "durability": after[1][0].get("durability", durability)}
+            durability = after[1][0].get("durability", common.durability)
+            report["setup"] |= {"replicas": len(cluster), "durability": durability}
             report["replicas"] = [
                 {
                     "id": entry["id"],
@@ -124,7 +198,7 @@ def closed(
                 for entry in after[1]
             ]
         report["digests_equal"] = len({entry["digest"] for entry in report["replicas"]}) == 1
-    return show(report, as_json)
+    return show(report, common.as_json)
 
 
 @bench.command(hidden=True)
@@ -174,7 +248,10 @@ async def settled_count(cluster: dict[int, str], what: str, timeout: float, *, l
 def split_plan(plan: LoadPlan, processes: int) -> list[LoadPlan]:
     """Share the sessions of a plan among load processes, as evenly as they go."""
     shares = [plan.clients // processes + (number < plan.clients % processes) for number in range(processes)]
-    return [LoadPlan(**{**asdict(plan), "clients": share, "seed": seed}) for seed, share in enumerate(shares, 1)]
+    return [
+        replace(plan, clients=share, seed=seed, rate=plan.rate * share / plan.clients)
+        for seed, share in enumerate(shares, 1)
+    ]
 
 
 def run_load_processes(plans: list[LoadPlan]) -> list[LoadResult]:
@@ -220,6 +297,7 @@ def make_report(results: list[LoadResult], seconds: float, setup: dict[str, obje
         "commands_per_second": round(sum(result.measured for result in results) / seconds),
         "latency_us": histogram.percentiles_us(),
         "blocks_measured": histogram.samples,
+        "late_ms_max": round(max(result.late_ns_max for result in results) / 1e6, 3),
         "acknowledged": sum(result.acknowledged for result in results),
         "applied": applied,
         "errors": sum(result.errors for result in results),
