@@ -26,7 +26,7 @@ class FakeClient:
         if self.calls == 1:
             self.ready_at = time.monotonic() + self.hang_s
             if self.blocks_loop:
-                time.sleep(self.hang_s)
+                time.sleep(self.hang_s)  # noqa: ASYNC251 - the loop hangs
         await asyncio.sleep(max(0.0, self.ready_at - time.monotonic()))
         return b""
 
