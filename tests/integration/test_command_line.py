@@ -128,6 +128,13 @@ def test_open_load_sends_at_its_rate(cli: CommandLine) -> None:
     assert report["latency_us"]["p50"] > 0
 
 
+def test_a_killed_leader_loses_nothing_and_the_gap_is_told(cli: CommandLine) -> None:
+    report = cli.json("bench", "failover", "--kills", "1", "--clients", "2")
+    assert report["verdict"]
+    assert report["acknowledged"] > 0
+    assert 0 < report["gap_ms"]["p50"] == report["gap_ms"]["max"] < 20_000
+
+
 def test_the_floor_moves_bytes(cli: CommandLine) -> None:
     report = cli.json("bench", "floor", "--seconds", "0.3", "--payload-bytes-per-frame", "20000", "--window", "4")
     assert report["bytes_per_second"] > 0

@@ -403,6 +403,7 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("bench", "closed"),
         ("bench", "open"),
         ("bench", "floor"),
+        ("bench", "failover"),
         ("journal",),
         ("journal", "inspect"),
         ("journal", "verify"),

@@ -25,6 +25,7 @@ from fastpaxos.cli.cluster_process import (
     journal_bytes_max,
     work_folder,
 )
+from fastpaxos.cli.failover import failover
 from fastpaxos.cli.floor import floor
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.load import LoadPlan, LoadResult, run_load
@@ -50,6 +51,7 @@ def bench() -> None:
 
 
 bench.add_command(floor)
+bench.add_command(failover)
 
 
 @dataclass(frozen=True, slots=True)
