@@ -14,7 +14,9 @@ cdef class Learner:
     cdef readonly uint64_t fetch_id          # outstanding Fetch, 0 = none
     cdef slot_t fetch_slot
     cdef node_id_t fetch_node
-    cdef uint32_t failures                   # Fetches in a row that were answered with nothing, or not at all
+    cdef bint fetch_repairs                  # the outstanding Fetch is for repair_slot, not for what comes next
+    cdef uint32_t failures                   # Fetches of what comes next that failed in a row
+    cdef uint32_t repair_failures            # the same of repair_slot
     cdef bint source_failed                  # hint_node is the next in turn, not who was heard last
     cdef uint64_t fetch_sent_ns
     cdef bint waits                          # no room or no source: go on at the next sync or tick
@@ -38,8 +40,7 @@ cdef class Learner:
     cdef int fetch_missing(self) except -1
     cdef int handle_fetch(self, Peer peer, Frame frame) except -1
     cdef int handle_learn(self, Peer peer, Frame frame) except -1
-    cdef slot_t missing_slot(self) noexcept
-    cdef int learn_missing(self, const BatchDescriptor* entry, bytes owner, uint64_t offset) except -1
+    cdef bint learn_surveyed(self, const BatchDescriptor* entry, bytes owner, uint64_t offset) except -1
     cdef int tick(self) except -1
     cdef int serve(self, Peer peer, uint64_t request_id, slot_t slot_begin, uint64_t bytes_max) except -1
     cdef int serve_stored(self, Peer peer, uint64_t request_id, list stored, uint64_t bytes_max) except -1

@@ -37,7 +37,8 @@ cdef class Learner:
     def __init__(self, ReplicaState state, fetch_timeout_ns: int):
         self.state = state
         self.fetch_timeout_ns = fetch_timeout_ns
-        self.next_request_id = 1
+        # Unique over starts: an answer to an earlier start is no answer to this one.
+        self.next_request_id = <uint64_t>state.boot << 32
         self.repaired = []
         self.reads = []
         self.read_purposes = {}
@@ -118,6 +119,7 @@ cdef class Learner:
         self.repair_failed = False
         self.fetch_id = self.request_id()
         self.fetch_slot = slot
+        self.fetch_repairs = slot <= state.commit_index
         self.fetch_node = peer.node_id
         self.fetch_sent_ns = state.now_ns
         head.request_id = self.fetch_id
@@ -149,7 +151,10 @@ cdef class Learner:
         cdef Peer peer
         cdef int start = 0
         self.fetch_id = 0
-        self.failures += 1
+        if self.fetch_repairs:
+            self.repair_failures += 1
+        else:
+            self.failures += 1
         for index, peer in enumerate(peers):
             if peer.node_id == self.fetch_node:
                 start = index + 1
@@ -308,7 +313,10 @@ cdef class Learner:
             self.waits = True
             return 0
         self.source_failed = False
-        self.failures = 0
+        if self.fetch_repairs:
+            self.repair_failures = 0
+        else:
+            self.failures = 0
         for index in range(head.entry_count):
             check_batch(&entries[index], blocks + offset, size - offset, &header)
             if entries[index].flags != BATCH_COMMITTED:
@@ -322,19 +330,17 @@ cdef class Learner:
             offset += entries[index].block_bytes
         return 0
 
-    cdef slot_t missing_slot(self) noexcept:
-        """The committed slot that is wanted most: one that cannot be read back, or the first unknown one; 0: none."""
-        if self.repair_slot:
-            return self.repair_slot
-        return self.state.commit_index + 1 if self.commit_hint > self.state.commit_index else 0
-
-    cdef int learn_missing(self, const BatchDescriptor* entry, bytes owner, uint64_t offset) except -1:
-        """Take the committed batch of `missing_slot()`."""
-        if self.repair_slot:
-            return self._repair(entry, owner, offset)
-        if not self._learn(entry, owner, offset):
-            self.waits = True
-        return 0
+    cdef bint learn_surveyed(self, const BatchDescriptor* entry, bytes owner, uint64_t offset) except -1:
+        """Take a committed batch if it is one that is missing; tell whether it was."""
+        if entry.slot_begin == self.state.commit_index + 1:
+            if not self._learn(entry, owner, offset):
+                self.waits = True
+                return False
+            return True
+        if self.repair_slot and entry.slot_begin == self.repair_slot:
+            self._repair(entry, owner, offset)
+            return True
+        return False
 
     cdef bint _learn(self, const BatchDescriptor* entry, bytes owner, uint64_t offset) except -1:
         """Commit a batch that a peer knows to be committed; False when the window has no room for it yet."""

@@ -11,3 +11,4 @@ cdef class QuorumSystem:
     cdef int position_of(self, node_id_t node_id) noexcept nogil   # vote bit position, 32 when not a member
     cdef bint phase1_c(self, uint32_t votes) noexcept nogil
     cdef bint phase2_c(self, uint32_t votes) noexcept nogil
+    cdef bint meets_phase2_c(self, uint32_t votes) noexcept nogil  # shares a member with every Phase 2 quorum

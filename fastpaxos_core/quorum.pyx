@@ -65,6 +65,9 @@ cdef class QuorumSystem:
     cdef bint phase2_c(self, uint32_t votes) noexcept nogil:
         return fp_popcount(votes) >= self.phase2_size
 
+    cdef bint meets_phase2_c(self, uint32_t votes) noexcept nogil:
+        return fp_popcount(votes) > self._count - self.phase2_size
+
     def bit_of(self, node_id: int) -> int:
         """Return the vote bit of a member. Raises KeyError for anybody else."""
         if node_id not in self.members:
@@ -78,3 +81,10 @@ cdef class QuorumSystem:
     def is_phase2_quorum(self, votes: int) -> bool:
         """Tell whether the members whose bits are set in `votes` form a Phase 2 quorum."""
         return self.phase2_c(<uint32_t>votes)
+
+    def meets_phase2_quorums(self, votes: int) -> bool:
+        """Tell whether the members whose bits are set in `votes` share one with every Phase 2 quorum.
+
+        A Phase 1 quorum does; where there are more than needed, fewer members do as well.
+        """
+        return self.meets_phase2_c(<uint32_t>votes)

@@ -19,6 +19,7 @@ cdef class Survey:
     cdef BatchDescriptor best                # accepted in the highest ballot so far
     cdef object owner                        # where its block is, None = nobody accepted anything
     cdef size_t offset
+    cdef bint was_repair                     # the last one asked for a committed slot that cannot be read back
     cdef uint64_t learned                    # batches learned this way since the start
 
     cdef int progress(self) except -1

@@ -1,9 +1,10 @@
 """The survey (rule 5.3): a slot is known to be committed, and nobody can read it back as a committed one.
 
 The replica that knew may have gone, or its record may have rotted, while others hold the value accepted and never heard
-that it was chosen. Of a Phase 1 quorum of acceptors, asked after the slot was chosen, one at least accepted the chosen
-value, in the ballot that chose it or in a later one, and from that ballot on nobody accepts anything else there: the
-value of the highest ballot among them is the chosen one. No promise is needed, for nothing is proposed.
+that it was chosen. Of acceptors that meet every Phase 2 quorum, asked after the slot was chosen, one at least accepted
+the chosen value, in the ballot that chose it or in a later one, and from that ballot on nobody accepts anything else
+there: the value of the highest ballot among them is the chosen one. No promise is needed, for nothing is proposed. An
+answer belongs to one question of one start: what was true of another slot, or before the choice, says nothing.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -13,7 +14,7 @@ from fastpaxos_core.errors import FrameError, InvariantError
 from fastpaxos_core.block cimport BlockHeader
 from fastpaxos_core.messages cimport LEARN_ACCEPTED, FetchHead, LearnHead, check_entries, head_of
 from fastpaxos_core.state cimport Peer, ReplicaState, block_part, check_batch
-from fastpaxos_core.types cimport BATCH_COMMITTED, BatchDescriptor, slot_t, uint8_t, uint32_t
+from fastpaxos_core.types cimport BATCH_COMMITTED, BatchDescriptor, slot_t, uint8_t, uint32_t, uint64_t
 from fastpaxos_core.window cimport NO_BATCH, Batch
 from fastpaxos_core.wire cimport FRAME_FETCH, FRAME_LEARN, Frame
 
@@ -28,17 +29,27 @@ cdef class Survey:
         self.timeout_ns = timeout_ns
 
     cdef int progress(self) except -1:
-        """Begin when a whole round of Fetches has failed."""
+        """Begin when a whole round of Fetches has failed: for a slot to be repaired, or the next one, in turns."""
         cdef Peer peer
         cdef uint32_t connected = 0
-        if self.slot or self.learner.failures == 0:
+        cdef bint repair, catch_up
+        if self.slot or (self.learner.failures == 0 and self.learner.repair_failures == 0):
             return 0
         for peer in self.state.peer_list:
             connected += peer.connected
-        if connected == 0 or self.learner.failures < connected:
+        if connected == 0:
             return 0
-        self.learner.failures = 0
-        return self._begin(self.learner.missing_slot())
+        repair = self.learner.repair_slot != 0 and self.learner.repair_failures >= connected
+        catch_up = self.learner.commit_hint > self.state.commit_index and self.learner.failures >= connected
+        if repair and (not catch_up or not self.was_repair):
+            self.was_repair = True
+            self.learner.repair_failures = 0
+            return self._begin(self.learner.repair_slot)
+        if catch_up:
+            self.was_repair = False
+            self.learner.failures = 0
+            return self._begin(self.state.commit_index + 1)
+        return 0
 
     cdef int _begin(self, slot_t slot) except -1:
         cdef ReplicaState state = self.state
@@ -125,14 +136,18 @@ cdef class Survey:
         cdef const BatchDescriptor* entries = <const BatchDescriptor*>(bytes_of_head + sizeof(LearnHead))
         cdef bytes body = frame.body
         cdef BlockHeader header
+        if head.kind > LEARN_ACCEPTED:
+            raise FrameError(f"node {peer.node_id} sends a Learn of the unknown kind {head.kind}")
         if head.kind != LEARN_ACCEPTED:
             return False
         check_entries(frame, sizeof(LearnHead), head.entry_count, sizeof(BatchDescriptor))
         self.learner.hint(peer, head.commit_index)
         if self.slot == 0 or head.request_id != self.request_id:
             return True
-        if head.entry_count > 1:
-            raise FrameError(f"node {peer.node_id} names {head.entry_count} batches for slot {self.slot}")
+        if head.entry_count > 1 or <uint64_t>len(body) != (entries[0].block_bytes if head.entry_count else 0):
+            raise FrameError(
+                f"node {peer.node_id} names {head.entry_count} batches for slot {self.slot}, in {len(body)} bytes"
+            )
         if head.entry_count == 1:
             check_batch(&entries[0], <const uint8_t*>PyBytes_AS_STRING(body), len(body), &header)
             if entries[0].flags & ~<uint32_t>BATCH_COMMITTED or not (
@@ -165,19 +180,19 @@ cdef class Survey:
         return 0
 
     cdef int _conclude(self) except -1:
-        """With a Phase 1 quorum of answers, or one that knows: the slot is learned."""
+        """With answers that meet every Phase 2 quorum, or one that knows: the slot is learned."""
         cdef slot_t slot = self.slot
         if self.owner is None:
             return 0
-        if self.best.flags != BATCH_COMMITTED and not self.state.quorum.phase1_c(self.votes):
+        if self.best.flags != BATCH_COMMITTED and not self.state.quorum.meets_phase2_c(self.votes):
             return 0
         self.slot = 0
         owner, self.owner = self.owner, None
-        if self.best.slot_begin != slot or slot != self.learner.missing_slot():
+        if self.best.slot_begin != slot:
             return 0
         self.best.flags = BATCH_COMMITTED
-        self.learned += 1
-        return self.learner.learn_missing(&self.best, owner, self.offset)
+        self.learned += self.learner.learn_surveyed(&self.best, owner, self.offset)
+        return 0
 
     cdef int tick(self) except -1:
         if self.slot and self.state.now_ns - self.sent_ns > self.timeout_ns:

@@ -126,6 +126,17 @@ def test_what_a_recovered_commit_displaced_is_gone_whole() -> None:
     scene.checker.recovered(3, B2, 1, [])
 
 
+def test_a_record_that_was_displaced_explains_no_recovered_commit() -> None:
+    scene = Scene()
+    chosen = entry(1, build_noop(1), B1)
+    scene.write(3, B1, chosen)
+    scene.write(3, B2, entry(1, scene.submit(commands(1, 3)), B2))
+    for node in (1, 2):
+        scene.write(node, B3, chosen._replace(ballot=B3))
+    with pytest.raises(Violation, match="displaced"):
+        scene.checker.recovered(3, B2, 1, [])
+
+
 def test_the_survivor_of_a_torn_write_may_be_recovered() -> None:
     scene = Scene()
     item = entry(1, OPEN)

@@ -107,3 +107,23 @@ def test_a_full_batch_table_leaves_room_for_the_batch_that_closes_a_gap(capacity
         lone.apply()
         lone.tick(100)
     assert lone.replica.commit_index == capacity + 9
+
+
+def test_a_full_batch_table_lets_a_quarter_of_it_through_at_a_time() -> None:
+    """One batch came through with each Fetch (seed 81366): a replica that lagged did not catch up in time."""
+    lone = LoneReplica(batch_capacity=16, log_memory_bytes=1 << 20)
+    values = [batch(slot, block(f"v{slot}"), BALLOT) for slot in range(1, 100)]
+    for value in values[60:]:
+        lone.receive(2, "accept", BALLOT, [value])
+    lone.sync()
+    lone.receive(2, "heartbeat", BALLOT, commit_index=60)
+    fetches = 0
+    for _ in range(100):
+        for fetch in lone.sent("fetch"):
+            fetches += 1
+            learn(lone, fetch, values[fetch["slot_begin"] - 1 : 60], 60)
+        lone.sync()
+        lone.apply()
+        lone.tick(100)
+    assert lone.replica.commit_index == 60
+    assert fetches <= 60 / 4 + 1

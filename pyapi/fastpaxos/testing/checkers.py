@@ -25,7 +25,7 @@ from fastpaxos_core.block import BlockView
 from fastpaxos_core.founding import FoundingRecord
 from fastpaxos_core.wire import QueryReply, Reply, ReplyStatus
 
-from .durable_image import DurableImage, Observed, Promised, is_displaced, overlap
+from .durable_image import DurableImage, Observed, Promised, is_displaced, overlap, survives
 from .history import BLOCK_COMMANDS, BLOCK_CONTROL, BLOCK_NOOP, LogModel, Violation
 from .journal_view import BATCH_UNKNOWN, JournalEntry, Value
 
@@ -196,7 +196,7 @@ class ProtocolChecker:
             if slot <= commit_index:
                 continue
             new = found.get(slot)
-            if self._survives(old, new, found):
+            if survives(old, new, found):
                 continue
             if not image.is_damaged or not any(begin <= slot < end for begin, end in unknown):
                 raise Violation(
@@ -224,17 +224,16 @@ class ProtocolChecker:
             entry = self._written_values[node].get(value)
             if entry is None:
                 raise Violation(f"node {node} recovered commit_index {commit_index}, but never wrote {value}")
-            if image.by_slot.get(slot, entry).value != value or slot not in image.by_slot:
+            old = image.by_slot.get(slot, entry)
+            if old.value != value and not entry.learned and entry.ballot < old.ballot:
+                raise Violation(
+                    f"node {node} recovered commit_index {commit_index}, but {old.value} of ballot {old.ballot} "
+                    f"displaced its {value} of ballot {entry.ballot}",
+                    checker="recovery",
+                )
+            if old.value != value or slot not in image.by_slot:
                 image.put(entry)
             slot = value.slot_end
-
-    @staticmethod
-    def _survives(old: JournalEntry, new: JournalEntry | None, found: Mapping[int, JournalEntry]) -> bool:
-        """A durable entry is there still, or something newer that overlaps it displaced it whole."""
-        if new is not None and new.value == old.value:
-            return new.learned or new.ballot >= old.ballot
-        others = {found[slot] for slot in range(old.value.slot_begin, old.value.slot_end) if slot in found}
-        return any(other.ballot > old.ballot or other.learned for other in others)
 
     # Votes
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .journal_view import BATCH_UNKNOWN, JournalEntry, Value
 
-__all__ = ["DurableImage", "Observed", "Promised", "is_displaced", "overlap"]
+__all__ = ["DurableImage", "Observed", "Promised", "is_displaced", "overlap", "survives"]
 
 
 @dataclass
@@ -83,6 +83,14 @@ def overlap(one: Value, other: Value) -> bool:
 def is_displaced(ballot: int, value: Value, entries: Sequence[tuple[int, Value]]) -> bool:
     """An entry of a higher ballot overlaps it: had it been chosen, that ballot would have proposed it again."""
     return any(other > ballot and reported != value and overlap(reported, value) for other, reported in entries)
+
+
+def survives(old: JournalEntry, new: JournalEntry | None, found: Mapping[int, JournalEntry]) -> bool:
+    """A durable entry is there still, or something newer that overlaps it displaced it whole."""
+    if new is not None and new.value == old.value:
+        return new.learned or new.ballot >= old.ballot
+    others = {found[slot] for slot in range(old.value.slot_begin, old.value.slot_end) if slot in found}
+    return any(other.ballot > old.ballot or other.learned for other in others)
 
 
 @dataclass

@@ -15,8 +15,8 @@ MUTANTS = (
         (
             core(
                 "survey",
-                "        if self.best.flags != BATCH_COMMITTED and not self.state.quorum.phase1_c(self.votes):\n",
-                "        if (self.best.flags != BATCH_COMMITTED and not self.state.quorum.phase1_c(self.votes)\n"
+                "        if self.best.flags != BATCH_COMMITTED and not self.state.quorum.meets_phase2_c(self.votes):\n",
+                "        if (self.best.flags != BATCH_COMMITTED and not self.state.quorum.meets_phase2_c(self.votes)\n"
                 "                and not MUTANT(740)):\n",
             ),
         ),
@@ -86,11 +86,55 @@ MUTANTS = (
         (
             core(
                 "survey",
-                "        if self.slot or self.learner.failures == 0:\n",
-                "        if self.slot or self.learner.failures == 0 or MUTANT(745):\n",
+                "        if self.slot or (self.learner.failures == 0 and self.learner.repair_failures == 0):\n",
+                "        if (self.slot or (self.learner.failures == 0 and self.learner.repair_failures == 0)\n"
+                "                or MUTANT(745)):\n",
             ),
         ),
         origin="found by this simulator (seeds 16147, 32970)",
         layers=(f"{UNIT}test_one_more_answer_makes_a_quorum_of_three",),
+    ),
+    Mutant(
+        746,
+        "votes of an earlier survey count",
+        (
+            core(
+                "survey",
+                "        self.votes = 0\n",
+                "        if not MUTANT(746):\n            self.votes = 0\n",
+            ),
+        ),
+        origin="class of 8",
+        rules=("5.3",),
+        layers=(f"{UNIT}test_votes_of_an_earlier_survey_do_not_count",),
+    ),
+    Mutant(
+        747,
+        "request ids begin anew at every start: an answer to an earlier one counts",
+        (
+            core(
+                "learner",
+                "        self.next_request_id = <uint64_t>state.boot << 32\n",
+                "        self.next_request_id = 1 if MUTANT(747) else <uint64_t>state.boot << 32\n",
+            ),
+        ),
+        origin="MyPaxos #18 kin, found by a review",
+        rules=("5.3",),
+        layers=(f"{UNIT}test_an_answer_to_an_earlier_start_is_no_vote",),
+    ),
+    Mutant(
+        748,
+        "a survey believes a Phase 2 quorum",
+        (
+            core(
+                "quorum",
+                "        return fp_popcount(votes) > self._count - self.phase2_size\n",
+                "        return fp_popcount(votes) >= self.phase2_size if MUTANT(748) else (\n"
+                "            fp_popcount(votes) > self._count - self.phase2_size)\n",
+            ),
+        ),
+        origin="DESIGN 5.4",
+        rules=("5.4",),
+        layers=(f"{UNIT}test_flexible_quorums_every_phase_2_quorum_must_be_met",),
     ),
 )
