@@ -638,7 +638,7 @@ cdef class Replica:
 
     @property
     def surveys_learned(self) -> int:
-        """Committed batches that nobody could read back, learned from what a Phase 1 quorum accepted."""
+        """Committed batches that nobody could read back, learned from what others accepted."""
         return self.survey.learned
 
     @property
