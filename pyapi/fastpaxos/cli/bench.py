@@ -7,20 +7,17 @@ import contextlib
 import functools
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import msgpack
 
 from fastpaxos.cli.cluster_process import (
     ClusterProcess,
     check_room,
-    child_environment,
     interruptible,
     journal_bytes_max,
     work_folder,
@@ -29,12 +26,11 @@ from fastpaxos.cli.failover import failover
 from fastpaxos.cli.floor import floor
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.load import LoadPlan, LoadResult, run_load
+from fastpaxos.cli.load_processes import run_load_processes, settled_count
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
 from fastpaxos.cli.options import CLUSTER_FORM, json_option, parse_cluster_option, print_json, progress
-from fastpaxos.cli.status import Statuses, wait_for
-from fastpaxos.client import Client
+from fastpaxos.cli.recovery import recovery
 from fastpaxos.config import DURABILITY_MODES
-from fastpaxos.errors import FastPaxosError
 from fastpaxos.runtime import run as run_loop
 
 __all__ = ["bench"]
@@ -52,6 +48,7 @@ def bench() -> None:
 
 bench.add_command(floor)
 bench.add_command(failover)
+bench.add_command(recovery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,14 +236,6 @@ def cluster_to_load(
         processes.check_running()
 
 
-async def settled_count(cluster: dict[int, str], what: str, timeout: float, *, leader: bool) -> tuple[int, Statuses]:
-    """Wait for a leader or for equal replicas; return how many commands the hash chain has and the statuses."""
-    async with Client(cluster) as client:
-        statuses = await wait_for(client, cluster, what, timeout, leader=leader)
-        _index, count, _digest = msgpack.unpackb(await client.query(b"", timeout=timeout))
-    return count, statuses
-
-
 def split_plan(plan: LoadPlan, processes: int) -> list[LoadPlan]:
     """Share the sessions of a plan among load processes, as evenly as they go."""
     shares = [plan.clients // processes + (number < plan.clients % processes) for number in range(processes)]
@@ -254,40 +243,6 @@ def split_plan(plan: LoadPlan, processes: int) -> list[LoadPlan]:
         replace(plan, clients=share, seed=seed, rate=plan.rate * share / plan.clients)
         for seed, share in enumerate(shares, 1)
     ]
-
-
-def run_load_processes(plans: list[LoadPlan]) -> list[LoadResult]:
-    """Run every plan in a process of its own, all at once, and collect what they print."""
-    command = [sys.executable, "-P", "-m", "fastpaxos", "bench", "load"]
-    running: list[subprocess.Popen[str]] = []
-    try:
-        for plan in plans:
-            process = subprocess.Popen(
-                [*command, json.dumps(asdict(plan))],
-                env=child_environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            running.append(process)
-        results = []
-        for process in running:
-            assert process.stdout is not None
-            # Not communicate(): that would close its standard input, and with it the process.
-            output = process.stdout.read()
-            process.wait()
-            if process.returncode != 0:
-                raise FastPaxosError(f"load process {process.pid} ended with code {process.returncode}")
-            results.append(LoadResult(**json.loads(output)))
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    stream.close()
-    return results
 
 
 def make_report(results: list[LoadResult], seconds: float, setup: dict[str, object], applied: int) -> dict[str, Any]:
