@@ -135,6 +135,13 @@ def test_a_killed_leader_loses_nothing_and_the_gap_is_told(cli: CommandLine) -> 
     assert 0 < report["gap_ms"]["p50"] == report["gap_ms"]["max"] < 20_000
 
 
+def test_a_restarted_replica_has_what_was_acknowledged(cli: CommandLine) -> None:
+    report = cli.json("bench", "recovery", "--rounds", "2", "--seconds", "0.3", "--batch", "50")
+    assert report["verdict"]
+    first, second = (step["commands"] for step in report["restarts"])
+    assert 0 < first < second
+
+
 def test_the_floor_moves_bytes(cli: CommandLine) -> None:
     report = cli.json("bench", "floor", "--seconds", "0.3", "--payload-bytes-per-frame", "20000", "--window", "4")
     assert report["bytes_per_second"] > 0

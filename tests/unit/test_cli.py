@@ -404,6 +404,7 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("bench", "open"),
         ("bench", "floor"),
         ("bench", "failover"),
+        ("bench", "recovery"),
         ("journal",),
         ("journal", "inspect"),
         ("journal", "verify"),
