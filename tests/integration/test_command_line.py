@@ -142,6 +142,15 @@ def test_a_restarted_replica_has_what_was_acknowledged(cli: CommandLine) -> None
     assert 0 < first < second
 
 
+def test_a_sweep_shows_each_share(cli: CommandLine) -> None:
+    options = ("--seconds", "0.3", "--warmup", "0.1", "--clients", "2", "--callers", "20")
+    report = cli.json("bench", "sweep", "--shares", "10,50", *options)
+    assert report["verdict"]
+    assert [row["share"] for row in report["rows"]] == [10, 50]
+    assert report["acknowledged"] == report["applied"]
+    assert all(row["latency_us"]["p50"] > 0 for row in report["rows"])
+
+
 def test_the_floor_moves_bytes(cli: CommandLine) -> None:
     report = cli.json("bench", "floor", "--seconds", "0.3", "--payload-bytes-per-frame", "20000", "--window", "4")
     assert report["bytes_per_second"] > 0

@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 
 from fastpaxos.cli import main
-from fastpaxos.cli.bench import make_report, show, split_plan
+from fastpaxos.cli.bench import make_report, show
 from fastpaxos.cli.cluster_process import ClusterProcess, ReplicaDied, check_room, free_ports, work_folder
 from fastpaxos.cli.latency import LatencyHistogram, bucket_end, bucket_of
 from fastpaxos.cli.ledger import IDENTITY_BYTES, Ledger, decode_identities, identity_commands
 from fastpaxos.cli.lines import LineFormat, LineFormatError
 from fastpaxos.cli.load import LoadPlan, LoadResult
+from fastpaxos.cli.load_processes import split_plan
 from fastpaxos.cli.replay import judge, replay
 from fastpaxos.cli.status import is_settled, leader_of
 from fastpaxos.errors import ConfigError, CorruptionError
@@ -405,6 +406,7 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("bench", "floor"),
         ("bench", "failover"),
         ("bench", "recovery"),
+        ("bench", "sweep"),
         ("journal",),
         ("journal", "inspect"),
         ("journal", "verify"),
@@ -435,6 +437,8 @@ def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.Capture
         (("bench", "closed", "--batch", "16384", "--payload", "1000"), "lower --batch"),
         (("bench", "closed", "--clients", "2", "--load-processes", "3"), "load processes"),
         (("bench", "open"), "Missing option '--rate'"),
+        (("bench", "sweep", "--shares", "50,many"), "no list of percentages"),
+        (("bench", "sweep", "--shares", "0"), "outside 1..1000"),
         (("demo", "--payload", "15"), "15 is not in the range"),
         (("demo", "--replicas", "2"), "2 is not in the range"),
         (("journal", "verify", "/no/such/folder"), "does not exist"),

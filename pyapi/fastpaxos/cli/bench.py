@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fastpaxos.cli.bench_options import Bench, bench_options
 from fastpaxos.cli.cluster_process import (
-    ClusterProcess,
-    check_room,
     interruptible,
     journal_bytes_max,
     work_folder,
@@ -26,18 +22,23 @@ from fastpaxos.cli.failover import failover
 from fastpaxos.cli.floor import floor
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.load import LoadPlan, LoadResult, run_load
-from fastpaxos.cli.load_processes import run_load_processes, settled_count
+from fastpaxos.cli.load_processes import (
+    SETTLE_TIMEOUT_S,
+    START_TIMEOUT_S,
+    cluster_to_load,
+    run_load_processes,
+    settled_count,
+    split_plan,
+)
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
-from fastpaxos.cli.options import CLUSTER_FORM, json_option, parse_cluster_option, print_json, progress
+from fastpaxos.cli.options import print_json, progress
 from fastpaxos.cli.recovery import recovery
-from fastpaxos.config import DURABILITY_MODES
+from fastpaxos.cli.sweep import sweep
 from fastpaxos.runtime import run as run_loop
 
 __all__ = ["bench"]
 
 MIB = 1024 * 1024
-START_TIMEOUT_S = 20.0
-SETTLE_TIMEOUT_S = 60.0
 BLOCK_BYTES_MAX = 1 * MIB
 
 
@@ -49,58 +50,7 @@ def bench() -> None:
 bench.add_command(floor)
 bench.add_command(failover)
 bench.add_command(recovery)
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What every load has in common: the cluster, the load processes, the measured time."""
-
-    clients: int
-    payload: int
-    seconds: float
-    warmup: float
-    replicas: int
-    durability: str
-    load_processes: int
-    connect: dict[int, str] | None
-    keep: Path | None
-    as_json: bool
-
-
-def bench_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the options of `Bench`; it is called with a Bench and its own options."""
-
-    @functools.wraps(command)
-    def with_bench(**options: Any) -> int:
-        own = {field.name: options.pop(field.name) for field in fields(Bench)}
-        return command(Bench(**own), **options)
-
-    for option in reversed(
-        (
-            click.option(
-                "--payload", type=click.IntRange(0, 1_000_000), default=16, show_default=True, help="Bytes per command."
-            ),
-            click.option(
-                "--seconds", type=click.FloatRange(0.1, 3600.0), default=10.0, show_default=True, help="Measured time."
-            ),
-            click.option(
-                "--warmup", type=click.FloatRange(0.0, 60.0), default=1.0, show_default=True, help="Seconds before it."
-            ),
-            click.option("--replicas", type=click.IntRange(1, 9), default=3, show_default=True),
-            click.option("--durability", type=click.Choice(DURABILITY_MODES), default="fsync", show_default=True),
-            click.option("--load-processes", type=click.IntRange(1, 64), default=1, show_default=True),
-            click.option(
-                "--connect",
-                callback=parse_cluster_option,
-                metavar=CLUSTER_FORM,
-                help="Load this cluster (hashchain machine).",
-            ),
-            click.option("--keep", type=click.Path(path_type=Path), help="Keep data and logs in this new folder."),
-            json_option,
-        )
-    ):
-        with_bench = option(with_bench)
-    return with_bench
+bench.add_command(sweep)
 
 
 @bench.command()
@@ -219,30 +169,6 @@ def end_with_parent() -> None:
     """End this load process when its standard input ends: there is nobody left to report to."""
     if not os.read(sys.stdin.fileno(), 4096):
         os._exit(1)
-
-
-@contextlib.contextmanager
-def cluster_to_load(
-    folder: Path, connect: dict[int, str] | None, replicas: int, durability: str, needed_bytes: int
-) -> Iterator[tuple[dict[int, str], ClusterProcess | None]]:
-    """Start a cluster of our own in `folder`, or use the one at `connect`."""
-    if connect is not None:
-        yield connect, None
-        return
-    check_room(folder, needed_bytes)
-    progress(f"starting {replicas} replicas in {folder}")
-    with ClusterProcess(folder, replicas, "hashchain", durability) as processes:
-        yield processes.cluster, processes
-        processes.check_running()
-
-
-def split_plan(plan: LoadPlan, processes: int) -> list[LoadPlan]:
-    """Share the sessions of a plan among load processes, as evenly as they go."""
-    shares = [plan.clients // processes + (number < plan.clients % processes) for number in range(processes)]
-    return [
-        replace(plan, clients=share, seed=seed, rate=plan.rate * share / plan.clients)
-        for seed, share in enumerate(shares, 1)
-    ]
 
 
 def make_report(results: list[LoadResult], seconds: float, setup: dict[str, object], applied: int) -> dict[str, Any]:

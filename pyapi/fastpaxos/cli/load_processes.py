@@ -1,21 +1,50 @@
-"""Load processes of `bench`, and the count that tells whether a cluster applied what they were answered."""
+"""The cluster that `bench` loads, the load processes, and the count that tells whether everything is there."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import msgpack
 
-from fastpaxos.cli.cluster_process import child_environment
+from fastpaxos.cli.cluster_process import ClusterProcess, check_room, child_environment
 from fastpaxos.cli.load import LoadPlan, LoadResult
+from fastpaxos.cli.options import progress
 from fastpaxos.cli.status import Statuses, wait_for
 from fastpaxos.client import Client
 from fastpaxos.errors import FastPaxosError
 
-__all__ = ["run_load_processes", "settled_count"]
+__all__ = [
+    "START_TIMEOUT_S",
+    "SETTLE_TIMEOUT_S",
+    "cluster_to_load",
+    "run_load_processes",
+    "settled_count",
+    "split_plan",
+]
+
+START_TIMEOUT_S = 20.0
+SETTLE_TIMEOUT_S = 60.0
+
+
+@contextlib.contextmanager
+def cluster_to_load(
+    folder: Path, connect: dict[int, str] | None, replicas: int, durability: str, needed_bytes: int
+) -> Iterator[tuple[dict[int, str], ClusterProcess | None]]:
+    """Start a cluster of our own in `folder`, or use the one at `connect`."""
+    if connect is not None:
+        yield connect, None
+        return
+    check_room(folder, needed_bytes)
+    progress(f"starting {replicas} replicas in {folder}")
+    with ClusterProcess(folder, replicas, "hashchain", durability) as processes:
+        yield processes.cluster, processes
+        processes.check_running()
 
 
 async def settled_count(cluster: dict[int, str], what: str, timeout: float, *, leader: bool) -> tuple[int, Statuses]:
@@ -24,6 +53,15 @@ async def settled_count(cluster: dict[int, str], what: str, timeout: float, *, l
         statuses = await wait_for(client, cluster, what, timeout, leader=leader)
         _index, count, _digest = msgpack.unpackb(await client.query(b"", timeout=timeout))
     return count, statuses
+
+
+def split_plan(plan: LoadPlan, processes: int) -> list[LoadPlan]:
+    """Share the sessions of a plan among load processes, as evenly as they go."""
+    shares = [plan.clients // processes + (number < plan.clients % processes) for number in range(processes)]
+    return [
+        replace(plan, clients=share, seed=seed, rate=plan.rate * share / plan.clients)
+        for seed, share in enumerate(shares, 1)
+    ]
 
 
 def run_load_processes(plans: list[LoadPlan]) -> list[LoadResult]:
