@@ -191,6 +191,15 @@ def test_a_submission_that_races_with_the_end_is_refused(server: ThreadedNode) -
         client.submit(b"b")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_the_client_usable(server: ThreadedNode) -> None:
     def interrupt(connection: FakeConnection, submitted: Submitted) -> None:
         os.kill(os.getpid(), signal.SIGINT)
