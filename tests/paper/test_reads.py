@@ -5,8 +5,9 @@ Each docstring paraphrases one sentence of the rule. Paper: Ongaro, "Consensus" 
 
 from __future__ import annotations
 
-from fastpaxos.testing import LoneReplica
+from fastpaxos.testing import LoneReplica, batch
 from fastpaxos_core.ballot import pack_ballot
+from fastpaxos_core.block import build_block
 from fastpaxos_core.wire import ReplyStatus
 
 
@@ -32,6 +33,23 @@ def test_57_a_leader_that_has_not_committed_in_its_own_ballot_answers_no_read() 
     leader.accept_all(2)
     leader.apply()
     assert leader.replica.read("reader") == ReplyStatus.OK
+
+
+def test_57_a_leader_answers_no_read_before_all_that_it_took_over_is_applied() -> None:
+    """5.7: what it proposed again may have been acknowledged by an earlier leader, up to the very last slot."""
+    old = pack_ballot(1, 2)
+    values = [batch(slot, build_block([b"v%d" % slot], 9, slot), old) for slot in (1, 2)]
+    leader = LoneReplica()
+    leader.receive(2, "accept", old, values)
+    ballot = leader.campaign()
+    leader.receive(3, "promise", ballot)
+    leader.sync()
+    assert leader.replica.role == "leader"
+    for value, status in zip(values, (ReplyStatus.NOT_READY, ReplyStatus.OK), strict=True):
+        leader.receive(3, "accepted", ballot, [{**value, "ballot": ballot}])
+        leader.apply()
+        assert leader.replica.commit_index == leader.replica.applied_index == value["slot_begin"]
+        assert leader.replica.read("reader") == status
 
 
 def test_57_a_quorum_must_echo_the_round() -> None:

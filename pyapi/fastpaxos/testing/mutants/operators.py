@@ -121,7 +121,7 @@ MUTANTS = (
         "proposer",
         "                and (self.state.applied_index + 1 >= self.recovered_end or",
         "                and (self.state.applied_index + 1 + MUTANT(1013) >= self.recovered_end or",
-        options=READS,
+        layers=("tests/paper/test_reads.py::test_57_a_leader_answers_no_read_before_all_that_it_took_over_is_applied",),
     ),
     operator(
         1014,
