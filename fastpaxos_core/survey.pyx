@@ -59,8 +59,6 @@ cdef class Survey:
         cdef BatchDescriptor own
         cdef Peer peer
         self.slot = slot
-        if slot == 0:
-            return 0
         self.request_id = self.learner.request_id()
         self.sent_ns = state.now_ns
         self.votes = 0

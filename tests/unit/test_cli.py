@@ -439,6 +439,7 @@ def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.Capture
         (("bench", "open"), "Missing option '--rate'"),
         (("bench", "sweep", "--shares", "50,many"), "no list of percentages"),
         (("bench", "sweep", "--shares", "0"), "outside 1..1000"),
+        (("bench", "sweep", "--clients", "2", "--load-processes", "3"), "load processes"),
         (("demo", "--payload", "15"), "15 is not in the range"),
         (("demo", "--replicas", "2"), "2 is not in the range"),
         (("journal", "verify", "/no/such/folder"), "does not exist"),

@@ -105,8 +105,6 @@ def measure(common: Bench, plan: LoadPlan, described: dict[str, object]) -> int:
         raise click.UsageError(
             f"a block of {plan.batch} x {common.payload} bytes exceeds {BLOCK_BYTES_MAX} bytes; lower --batch"
         )
-    if common.load_processes > common.clients:
-        raise click.UsageError(f"{common.load_processes} load processes need as many --clients, not {common.clients}")
     seconds = common.seconds
     with interruptible(), work_folder(common.keep) as folder:
         setup = (

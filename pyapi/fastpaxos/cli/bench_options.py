@@ -38,7 +38,12 @@ def bench_options(command: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(command)
     def with_bench(**options: Any) -> int:
         own = {field.name: options.pop(field.name) for field in fields(Bench)}
-        return command(Bench(**own), **options)
+        common = Bench(**own)
+        if common.load_processes > common.clients:
+            raise click.UsageError(
+                f"{common.load_processes} load processes need as many --clients, not {common.clients}"
+            )
+        return command(common, **options)
 
     for option in reversed(
         (
