@@ -138,6 +138,25 @@ cdef bint _all_bytes(PyObject** items, Py_ssize_t count) noexcept:
     return True
 
 
+def measure_commands(list commands not None, Py_ssize_t begin=0, Py_ssize_t end=0x7FFFFFFFFFFFFFFF) -> tuple[int, int]:
+    """Return (bytes of all, bytes of the longest) of commands[begin:end] in one pass, (0, 0) for none.
+
+    Raises TypeError, naming the index, for the first one that is not a bytes object.
+    """
+    cdef Py_ssize_t i, size
+    cdef Py_ssize_t total = 0
+    cdef Py_ssize_t longest = 0
+    cdef PyObject** items = PySequence_Fast_ITEMS(commands)
+    for i in range(max(begin, 0), min(end, PySequence_Fast_GET_SIZE(commands))):
+        if not PyBytes_CheckExact(<object>items[i]):
+            raise TypeError(f"command {i} is {type(<object>items[i]).__name__}, it must be bytes")
+        size = PyBytes_GET_SIZE(<object>items[i])
+        total += size
+        if size > longest:
+            longest = size
+    return total, longest
+
+
 def build_block(commands, uint64_t session_id, uint64_t first_sequence, uint64_t acknowledged_below=0) -> bytes:
     """Return one block of client commands: sequence numbers first_sequence, first_sequence + 1, ... of a session.
 

@@ -305,3 +305,51 @@ def decode_results(bytes blob not None, uint32_t count) -> list:
     if parts.flags & RESULTS_SHARED:
         return _decode_shared(&parts)
     return _decode(&parts)
+
+
+cdef class UniformResults:
+    """The results of a block, all bytes and of one length: a read-only sequence that makes each object when asked.
+
+    Comes from `view_results`. Ownership: holds the whole blob as long as it lives.
+    """
+
+    cdef bytes _blob
+    cdef const uint8_t* _payload
+    cdef Py_ssize_t _count
+    cdef Py_ssize_t _length
+
+    def __init__(self):
+        raise TypeError("UniformResults comes from view_results")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index):
+        cdef Py_ssize_t i
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        i = index
+        if i < 0:
+            i += self._count
+        if not 0 <= i < self._count:
+            raise IndexError(f"result {index} of {self._count}")
+        return PyBytes_FromStringAndSize(<const char*>self._payload + i * self._length, self._length)
+
+
+def view_results(bytes blob not None, uint32_t count):
+    """Return the results of a blob for a block of `count` commands as a sequence, in order.
+
+    As `decode_results`, and where all are bytes of one length nothing is made before it is asked for. Raises
+    FrameError when the blob is not exactly that.
+    """
+    cdef Parts parts
+    cdef UniformResults view
+    _split(<const uint8_t*>PyBytes_AS_STRING(blob), <uint64_t>PyBytes_GET_SIZE(blob), count, &parts)
+    if parts.flags != RESULTS_UNIFORM:
+        return decode_results(blob, count)
+    view = UniformResults.__new__(UniformResults)
+    view._blob = blob
+    view._payload = parts.payload
+    view._count = count
+    view._length = <Py_ssize_t>(parts.payload_bytes // count)
+    return view

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, chain
+from operator import eq
+from typing import Any, NamedTuple, overload
 
 import msgpack
 
-from fastpaxos.command_queue import PendingBlock
 from fastpaxos.errors import CommandError, FrameError
-from fastpaxos_core.results import CommandFailure, decode_results
+from fastpaxos_core.pending_block import PendingBlock
+from fastpaxos_core.results import CommandFailure, decode_results, view_results
 from fastpaxos_core.wire import Reply
 
-__all__ = ["Answers", "BlockReply", "Completion", "ResultsWithErrors", "parse_command_error"]
+__all__ = ["Answers", "Completion", "Results", "ResultsWithErrors", "parse_command_error"]
 
 HAS_ERRORS = 2  # flag of a result blob: some command failed
 
@@ -28,16 +31,49 @@ class Completion(NamedTuple):
     has_errors: bool
 
 
-class BlockReply(NamedTuple):
-    """The undecoded answer to one block: its commands have slots slot_begin .. slot_begin + command_count - 1.
+class Results(Sequence[Any]):
+    """The results of many commands, in order: a read-only sequence; `list(results)` makes a list.
 
-    `slot_begin` is 0 when the answer came from the session table. `results` is a result blob
-    (`fastpaxos_core.results.decode_results` reads it).
+    Results are made when they are asked for, so the answer to a million commands costs little before somebody looks.
     """
 
-    command_count: int
-    slot_begin: int
-    results: bytes
+    __slots__ = ("_ends", "_parts")
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"result {index} of {len(self)}")
+        part = bisect_right(self._ends, position)
+        return self._parts[part][position - (self._ends[part - 1] if part else 0)]
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self._parts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Results | list):
+            return NotImplemented
+        return len(self) == len(other) and all(map(eq, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self[:3]))
+        return f"Results([{shown}{', ...' if len(self) > 3 else ''}], {len(self)} in all)"
 
 
 class ResultsWithErrors(list[Any]):
@@ -65,18 +101,15 @@ class Answers:
         if reply.command_count != block.count:
             raise FrameError(f"a reply has {reply.command_count} results for a block of {block.count} commands")
         results = reply.results
-        if block.is_raw:
-            raw = BlockReply(reply.command_count, reply.slot_begin, results)
-            self._completions.append(Completion(block.waiters, (raw,), False))
+        has_errors = bool(results[1] & HAS_ERRORS) if len(results) > 1 else False
+        if block.is_whole and not has_errors:
+            self._completions.append(Completion(block.waiters, (view_results(results, block.count),), False))
             return
         values: list[Any] = decode_results(results, block.count)
-        has_errors = bool(results[1] & HAS_ERRORS)
         if has_errors:
             values = [_raised(value) if isinstance(value, CommandFailure) else value for value in values]
         if block.is_whole:
-            self._completions.append(
-                Completion(block.waiters, (ResultsWithErrors(values) if has_errors else values,), False)
-            )
+            self._completions.append(Completion(block.waiters, (ResultsWithErrors(values),), False))
         else:
             self._completions.append(Completion(block.waiters, values, has_errors))
 

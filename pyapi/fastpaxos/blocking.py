@@ -14,6 +14,7 @@ from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from fastpaxos.answers import Results
 from fastpaxos.client import Client, Cluster, timeout_to_ns
 from fastpaxos.command_queue import as_bytes
 from fastpaxos.errors import Busy, Closed, ConnectionLost, FastPaxosError
@@ -152,7 +153,7 @@ class BlockingClient:
 
     def execute_many(
         self, commands: Iterable[bytes], timeout: float | None = None, return_exceptions: bool = False
-    ) -> list[Any]:
+    ) -> Results:
         """Replicate many commands in order and return their results; see `Client.execute_many`."""
         return self._call(self._client.execute_many(commands, timeout, return_exceptions), timeout)
 

@@ -18,13 +18,14 @@ from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Self
 
-from fastpaxos.answers import BlockReply, Completion, ResultsWithErrors
+from fastpaxos.answers import Completion, Results, ResultsWithErrors
 from fastpaxos.client_connection import ClientConnection, call_node, open_tcp
 from fastpaxos.command_queue import ClientLimits, as_bytes, as_commands, cut_commands
 from fastpaxos.config import checked_cluster, parse_address, parse_cluster
 from fastpaxos.errors import Busy, Closed, ConfigError, FastPaxosError, NoLeader
 from fastpaxos.leader_choice import LeaderChoice
 from fastpaxos.session import ConnectionState, Session
+from fastpaxos_core.pending_block import answer_waiters
 from fastpaxos_core.wire import Frame
 
 __all__ = ["Client", "Cluster", "Connect", "timeout_to_ns"]
@@ -105,6 +106,7 @@ class Client:
             silence_timeout_ms=timeout_to_ns(silence_timeout, "silence_timeout") // 1_000_000,
             is_abandoned=methodcaller("done"),
         )
+        self._queue = self._session.queue
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: ClientConnection | None = None
         self._connector: asyncio.Task[None] | None = None
@@ -215,7 +217,9 @@ class Client:
         if type(command) is not bytes:
             command = as_bytes(command)
         future: asyncio.Future[bytes] = loop.create_future()
-        self._session.submit(command, future, deadline_ns)
+        block = self._queue.open
+        if block is None or not block.add(command, future, deadline_ns):
+            self._session.submit(command, future, deadline_ns)
         if not self._flush_scheduled:
             self._flush_scheduled = True
             loop.call_soon(self._flush)
@@ -247,21 +251,21 @@ class Client:
 
     async def execute_many(
         self, commands: Iterable[bytes], timeout: float | None = None, return_exceptions: bool = False
-    ) -> list[Any]:
+    ) -> Results:
         """Replicate many commands in order, in as few blocks as the limits allow, and return their results in order.
 
         It is not atomic across blocks: when it raises, some commands may have been applied, whatever the error says
         about the one that failed, and blocks that were not sent yet are dropped. With `return_exceptions` each failed
-        command has its exception in the list instead.
+        command has its exception among the results instead.
         """
         deadline_ns = monotonic_ns() + (self.timeout_ns if timeout is None else timeout_to_ns(timeout))
-        whole = as_commands(commands)
+        whole, longest = as_commands(commands)
         if not whole:
-            return []
+            return Results([])
         await self._wait_for_limits(deadline_ns)
         session = self._session
-        session.check_command_bytes(max(map(len, whole)))
-        results: list[Any] = []
+        session.check_command_bytes(longest)
+        results: list[Sequence[Any]] = []
         blocks: deque[tuple[asyncio.Future[Any], int]] = deque()
         try:
             for part, part_bytes in cut_commands(whole, session.limits):
@@ -269,27 +273,19 @@ class Client:
                     await _collect(*blocks.popleft(), results, return_exceptions)
                 while self._room_waiters or not session.has_room(part_bytes):
                     await self._wait_for_room(part_bytes, deadline_ns)
-                blocks.append((self._submit_part(part, deadline_ns, is_raw=False), len(part)))
+                blocks.append((self._submit_part(part, deadline_ns), len(part)))
             while blocks:
                 await _collect(*blocks.popleft(), results, return_exceptions)
         finally:
             for future, _ in blocks:
                 future.cancel()
-        return results
+        return Results(results)
 
-    def submit_block(self, commands: Sequence[bytes], timeout: float | None = None) -> asyncio.Future[BlockReply]:
-        """Hand over `commands` as exactly one block and return the future of its undecoded answer.
-
-        For load generators: nothing is done per command. Raises Busy, TooLarge, Closed, and ValueError for no commands.
-        """
-        deadline_ns = monotonic_ns() + (self.timeout_ns if timeout is None else timeout_to_ns(timeout))
-        return self._submit_part(as_commands(commands), deadline_ns, is_raw=True)
-
-    def _submit_part(self, commands: Sequence[bytes], deadline_ns: int, *, is_raw: bool) -> asyncio.Future[Any]:
+    def _submit_part(self, commands: list[bytes], deadline_ns: int) -> asyncio.Future[Any]:
         if self._loop is None:
             raise _not_open()
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._session.submit_list(commands, future, deadline_ns, is_raw=is_raw)
+        self._session.submit_list(commands, future, deadline_ns)
         self._schedule_flush()
         return future
 
@@ -522,23 +518,23 @@ def _resolve(completions: list[Completion]) -> None:
                     else:
                         waiter.set_result(result)
         else:
-            for waiter, result in zip(waiters, results, strict=True):
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(result)
+            answer_waiters(waiters, results)
 
 
-async def _collect(future: asyncio.Future[Any], count: int, results: list[Any], return_exceptions: bool) -> None:
-    """Append the results of one block to `results`."""
+async def _collect(
+    future: asyncio.Future[Sequence[Any]], count: int, parts: list[Sequence[Any]], return_exceptions: bool
+) -> None:
+    """Append the results of one block to `parts`."""
     try:
         values = await future
     except FastPaxosError as error:
         if not return_exceptions:
             raise
-        results.extend([error] * count)
+        parts.append([error] * count)
         return
     if not return_exceptions and isinstance(values, ResultsWithErrors):
         raise next(value for value in values if isinstance(value, Exception))
-    results.extend(values)
+    parts.append(values)
 
 
 def timeout_to_ns(seconds: float, name: str = "timeout") -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastpaxos.command_queue import NEVER_NS, CommandQueue, PendingBlock
+from fastpaxos.command_queue import NEVER_NS, CommandQueue
 from fastpaxos_core.block import build_block
+from fastpaxos_core.pending_block import PendingBlock
 
 __all__ = ["InflightBlocks", "PendingQueries", "PendingQuery"]
 
@@ -58,7 +59,7 @@ class InflightBlocks:
             first_sequence = self.next_sequence
             acknowledged_below = next(iter(blocks)) if blocks else first_sequence
             block.data = build_block(block.commands, session_id, first_sequence, acknowledged_below)
-            block.commands = ()
+            block.commands = []
             block.first_sequence = first_sequence
             self.next_sequence = first_sequence + block.count
             self.bytes += len(block.data)

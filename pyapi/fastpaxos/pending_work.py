@@ -6,11 +6,11 @@ have, and only an answer from the log says more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from fastpaxos.answers import Answers, Completion
-from fastpaxos.command_queue import ClientLimits, CommandQueue, PendingBlock, encoded_size
+from fastpaxos.command_queue import ClientLimits, CommandQueue, encoded_size
 from fastpaxos.errors import (
     Busy,
     Closed,
@@ -24,6 +24,7 @@ from fastpaxos.errors import (
     TooLarge,
 )
 from fastpaxos.inflight import InflightBlocks, PendingQueries, PendingQuery
+from fastpaxos_core.pending_block import PendingBlock
 
 __all__ = ["PendingWork"]
 
@@ -32,6 +33,7 @@ class PendingWork:
     """Commands in the queue, blocks and queries without an answer, answers without a caller.
 
     `is_abandoned` tells whether a waiter's caller has gone. Waiters are given back at most once, in a `Completion`.
+    A single command that the `open` block of `queue` takes with its `add` is queued as if by `submit`.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class PendingWork:
         self._is_abandoned = is_abandoned
         self._is_closing = False
         self._next_request = 1
-        self._queue = CommandQueue(limits, is_abandoned)
+        self.queue = CommandQueue(limits, is_abandoned)
         self._inflight = InflightBlocks(blocks_in_flight_max)
         self._queries = PendingQueries()
         self._answers = Answers()
@@ -51,12 +53,12 @@ class PendingWork:
     @property
     def limits(self) -> ClientLimits:
         """The limits in force."""
-        return self._queue.limits
+        return self.queue.limits
 
     @property
     def pending_bytes(self) -> int:
         """Bytes charged for all that is queued or unanswered; a command with a waiter of its own costs 64 more."""
-        return self._queue.charge + self._inflight.charge + self._queries.charge
+        return self.queue.charge + self._inflight.charge + self._queries.charge
 
     @property
     def room_bytes(self) -> int:
@@ -66,14 +68,14 @@ class PendingWork:
     @property
     def is_idle(self) -> bool:
         """No caller waits for anything."""
-        if self._queue or self._queries:
+        if self.queue or self._queries:
             return False
         gone = self._is_abandoned
         return all(gone is not None and gone(waiter) for waiter in self._inflight.live_waiters())
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more bytes may be submitted now. Anything fits when nothing is pending."""
-        pending_bytes = self._queue.charge + self._inflight.charge + self._queries.charge
+        pending_bytes = self.queue.charge + self._inflight.charge + self._queries.charge
         return pending_bytes + size <= self._own_limits.inflight_bytes_max or not pending_bytes
 
     def check_room(self, size: int) -> None:
@@ -90,40 +92,39 @@ class PendingWork:
 
     def submit(self, command: bytes, waiter: Any, deadline_ns: int) -> None:
         """Queue one command. Raises Busy, TooLarge, Closed."""
-        queue = self._queue
-        pending_bytes = queue.charge + self._inflight.charge + self._queries.charge + len(command)
-        if pending_bytes > self._own_limits.inflight_bytes_max or self._is_closing:
-            self.check_room(len(command))
-        queue.add(command, waiter, deadline_ns)
+        self.check_room(len(command))
+        self.queue.add(command, waiter, deadline_ns, self.room_bytes)
 
-    def submit_list(self, commands: Sequence[bytes], waiter: Any, deadline_ns: int, *, is_raw: bool = False) -> None:
-        """Queue `commands`, all of them bytes, as exactly one block with one waiter, which gets the list of results.
+    def submit_list(self, commands: list[bytes], waiter: Any, deadline_ns: int) -> None:
+        """Queue `commands`, all of them bytes, as exactly one block with one waiter, which gets a sequence of results.
 
-        Failed commands have a CommandError in that list. With `is_raw` the waiter gets a `BlockReply` instead. The
-        sequence must not change afterwards. Raises Busy, TooLarge, Closed, ValueError for an empty list.
+        Failed commands have a CommandError in it. The list must not change afterwards. Raises Busy, TooLarge, Closed,
+        TypeError for what is not bytes, ValueError for an empty list.
         """
         encoded_bytes = encoded_size(commands)
         self.check_room(encoded_bytes)
-        self._queue.add_list(commands, waiter, deadline_ns, encoded_bytes, is_raw=is_raw)
+        self.queue.add_list(commands, waiter, deadline_ns, encoded_bytes)
 
     def query(self, request: bytes, waiter: Any, deadline_ns: int) -> None:
         """Ask a linearizable read. Raises Busy, TooLarge, Closed."""
         self.check_room(len(request))
-        self._queue.check_command_bytes(len(request))
+        self.queue.ask_again()
+        self.queue.check_command_bytes(len(request))
         self._queries.add(self._take_request_id(), PendingQuery(request, waiter, deadline_ns))
 
     def check_command_bytes(self, size: int) -> None:
         """Raise TooLarge if a command of `size` bytes does not fit."""
-        self._queue.check_command_bytes(size)
+        self.queue.check_command_bytes(size)
 
     def close(self) -> None:
         """Take no more work. When all callers have their answers, the session is closed through the log."""
         self._is_closing = True
+        self.queue.ask_again()
 
     def abandon(self, reason: str) -> None:
         """Give every caller an error now: Closed for what was never sent, ConnectionLost for the rest."""
         self._is_closing = True
-        self._answers.fail(self._queue.clear(), lambda: Closed(f"{reason}; the command was never sent"))
+        self._answers.fail(self.queue.clear(), lambda: Closed(f"{reason}; the command was never sent"))
         self._answers.fail(
             self._inflight.live_waiters(),
             lambda: ConnectionLost(
@@ -167,7 +168,7 @@ class PendingWork:
                 self._answers.one(query.waiter, not_sent())
 
     def _sweep_queue(self, now_ns: int, not_sent: Callable[[], NotApplied]) -> None:
-        self._answers.fail(self._queue.sweep(now_ns), not_sent)
+        self._answers.fail(self.queue.sweep(now_ns), not_sent)
 
     def _answer_gone(self, block: PendingBlock) -> None:
         text = "the command was applied, but the cluster no longer keeps its result; read the state to see it"
@@ -192,5 +193,5 @@ class PendingWork:
 
     def _answer_not_sent(self, make_error: Callable[[], Exception]) -> None:
         """Give up on the queue and on all queries."""
-        self._answers.fail(self._queue.clear(), make_error)
+        self._answers.fail(self.queue.clear(), make_error)
         self._answers.fail([query.waiter for query in self._queries.clear()], make_error)

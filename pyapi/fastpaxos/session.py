@@ -24,9 +24,9 @@ from enum import Enum
 from random import Random
 from typing import Any
 
-from fastpaxos.answers import BlockReply, Completion, parse_command_error
+from fastpaxos.answers import Completion, parse_command_error
 from fastpaxos.client_handshake import check_node_hello, client_hello, leader_of, members_of, refusal_error
-from fastpaxos.command_queue import ClientLimits, PendingBlock
+from fastpaxos.command_queue import ClientLimits
 from fastpaxos.errors import (
     Busy,
     ConfigError,
@@ -39,6 +39,7 @@ from fastpaxos.errors import (
 from fastpaxos.handshake import Hello, check_hello
 from fastpaxos.leader_choice import LeaderChoice
 from fastpaxos.pending_work import PendingWork
+from fastpaxos_core.pending_block import PendingBlock
 from fastpaxos_core.wire import (
     Frame,
     FrameType,
@@ -51,7 +52,7 @@ from fastpaxos_core.wire import (
     parse_reply,
 )
 
-__all__ = ["BlockReply", "Completion", "ConnectionState", "Session"]
+__all__ = ["Completion", "ConnectionState", "Session"]
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class Session(PendingWork):
     def needs_ticks(self) -> bool:
         """Whether time matters now. False for an idle client with a standing connection."""
         is_settled = self._state is READY or self._state is DISCONNECTED
-        return bool(not is_settled or self._inflight or self._queue or self._queries or self._close_request)
+        return bool(not is_settled or self._inflight or self.queue or self._queries or self._close_request)
 
     def wait_ns(self, now_ns: int) -> int:
         """How long to wait before connecting to `address`."""
@@ -243,7 +244,7 @@ class Session(PendingWork):
         if inflight.needs_resend:
             for block in inflight.take_resends():
                 self._send_block(block)
-        queue = self._queue
+        queue = self.queue
         if queue:
             self._sweep_queue(now_ns, self._not_sent_error)
         while queue:
@@ -301,7 +302,7 @@ class Session(PendingWork):
         self.unusable = ""
         limits = hello.mapping.get("limits")
         if isinstance(limits, Mapping):
-            for waiter, error in self._queue.set_limits(self._own_limits.lowered(limits)):
+            for waiter, error in self.queue.set_limits(self._own_limits.lowered(limits)):
                 self._answers.one(waiter, error)
             self.limits_known = True
         self.choice.learn(members_of(hello.mapping))

@@ -256,12 +256,10 @@ async def test_every_command_of_a_batch_gets_the_error_of_apply_batch(
 ) -> None:
     async with LocalCluster(tmp_path, machine=FaultyBatches) as cluster, cluster.client() as client:
         commands = [b"one", b"two", bad, b"four"]
-        reply = await client.submit_block(commands)
-        failures = decode_results(reply.results, 4)
-        told = [(each.type_name, each.message) for each in failures if isinstance(each, CommandFailure)]
-        assert told == [(type_name, message)] * 4
-        outcomes = await client.execute_many(commands, return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {CommandError}
+        for _ in range(2):
+            outcomes = await client.execute_many(commands, return_exceptions=True)
+            told = [(each.type_name, each.message) for each in outcomes if isinstance(each, CommandError)]
+            assert told == [(type_name, message)] * 4
         assert len(await client.execute(b"and on")) == 8
         assert digests(await cluster.settle()) == {chain_digest([*commands, *commands, b"and on"])}
 

@@ -247,7 +247,7 @@ async def test_a_repaired_node_counts_in_elections_again_when_the_log_is_beyond_
         flip_head(tmp_path / str(victim))
         await cluster.start(victim)
         for _ in range(blocks_count):
-            await client.submit_block(block, timeout=30)
+            await client.execute_many(block, timeout=30)
         await cluster.settle()
         applied = len(sure) + blocks_count * len(block)
         for restarts in (False, True):

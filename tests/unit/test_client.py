@@ -22,7 +22,7 @@ from fastpaxos.errors import (
     NoLeader,
     TooLarge,
 )
-from fastpaxos_core.results import CommandFailure, decode_results
+from fastpaxos_core.results import CommandFailure
 from fastpaxos_core.wire import ReplyStatus
 
 
@@ -137,14 +137,6 @@ async def test_execute_many_stays_inside_the_limit_for_unanswered_bytes(node: Fa
     async with client_of(node, inflight_bytes_max=3_000, block_bytes_max=1_000) as client:
         assert await client.execute_many(commands) == commands
     assert 2 <= most <= 3_000
-
-
-async def test_submit_block_gives_the_raw_reply(node: FakeNode) -> None:
-    async with client_of(node) as client:
-        reply = await client.submit_block([b"a", b"b"])
-        assert (reply.command_count, reply.slot_begin) == (2, 1)
-        assert decode_results(reply.results, 2) == [b"a", b"b"]
-    assert [submitted.commands for submitted in node.submits] == [[b"a", b"b"]]
 
 
 async def test_query(node: FakeNode) -> None:
@@ -363,8 +355,6 @@ async def test_too_large_is_told_at_once(node: FakeNode) -> None:
             await client.execute_many([b"fine", b"x" * 101])
         with pytest.raises(TooLarge):
             await client.query(b"x" * 101)
-        with pytest.raises(TooLarge):
-            client.submit_block([b"x" * 100] * 16_385)
     assert node.submits == []
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from fake_node import CLUSTER_ID, Submitted
 from fastpaxos.errors import Busy, Closed, CommandError, TooLarge
-from fastpaxos.session import BlockReply, ConnectionState
-from fastpaxos_core.results import CommandFailure
+from fastpaxos.session import ConnectionState
+from fastpaxos_core.results import CommandFailure, UniformResults
 from fastpaxos_core.wire import ReplyStatus
 from session_driver import FAR_NS, SessionDriver, limits
 
@@ -163,18 +163,22 @@ def test_a_list_is_exactly_one_block_and_keeps_its_place_between_single_commands
     assert [submitted.commands for submitted in sent] == [[b"before"], [b"l1", b"l2"], [b"after"]]
     for submitted in sent:
         driver.ok(submitted)
+    driver.answers["list"] = [*driver.answers["list"]]
     assert driver.answers == {"before": b"before", "list": [b"l1", b"l2"], "after": b"after"}
 
 
-def test_a_raw_list_gets_the_undecoded_reply() -> None:
+def test_the_results_of_a_list_are_made_when_they_are_asked_for() -> None:
     driver = SessionDriver().open()
-    driver.session.submit_list([b"l1", b"l2"], "list", FAR_NS, is_raw=True)
+    driver.session.submit_list([b"l1", b"l2"], "list", FAR_NS)
     (submitted,) = driver.flush().submits
-    driver.receive(driver.end.ok(submitted, slot_begin=12))
-    reply = driver.answers["list"]
-    assert isinstance(reply, BlockReply)
-    assert (reply.command_count, reply.slot_begin) == (2, 12)
-    assert reply.results.endswith(b"l1l2")
+    driver.ok(submitted)
+    results = driver.answers["list"]
+    assert isinstance(results, UniformResults)
+    assert (len(results), results[1], results[-2], results[0:5], list(results)) == (
+        2, b"l2", b"l1", [b"l1", b"l2"], [b"l1", b"l2"],
+    )  # fmt: skip
+    with pytest.raises(IndexError, match="result 2 of 2"):
+        results[2]
 
 
 def test_an_empty_list_is_refused() -> None:

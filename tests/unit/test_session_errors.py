@@ -344,9 +344,9 @@ def test_results_that_do_not_fit_the_block_end_the_connection_and_the_block_is_s
     assert again.data == sent.data
 
 
-def test_a_raw_reply_must_have_the_count_of_its_block() -> None:
+def test_a_reply_must_have_the_count_of_its_block() -> None:
     driver = SessionDriver().open()
-    driver.session.submit_list([b"a", b"b"], "list", FAR_NS, is_raw=True)
+    driver.session.submit_list([b"a", b"b"], "list", FAR_NS)
     (sent,) = driver.flush().submits
     driver.receive(driver.end.writer.reply(7, 1, sent.request_id, 3, ReplyStatus.OK, 0, 1, b""))
     assert not driver.session.is_connected

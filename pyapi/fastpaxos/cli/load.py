@@ -15,7 +15,7 @@ from typing import Any
 
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.client import Client
-from fastpaxos.errors import CommandError, FastPaxosError
+from fastpaxos.errors import FastPaxosError
 
 __all__ = ["LoadPlan", "LoadResult", "run_load"]
 
@@ -26,7 +26,6 @@ REFUSED_PAUSE_S = 0.01
 SAMPLES_HELD_MAX = 10_000
 COMMAND_CHARGE_BYTES = 68
 INFLIGHT_BYTES, INFLIGHT_BYTES_MAX = 8 << 20, (1 << 31) - 1
-HAS_ERRORS = 2  # flag of a result blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +143,7 @@ class Load:
         if self.plan.batch == 1:
             await client.execute(commands[0], timeout=TIMEOUT_S)
         else:
-            reply = await client.submit_block(commands, timeout=TIMEOUT_S)
-            if reply.results[1] & HAS_ERRORS:
-                raise CommandError("HashChain", "a command of the block failed")
+            await client.execute_many(commands, timeout=TIMEOUT_S)
         self.result.acknowledged += self.plan.batch
 
     def _fail(self, error: Exception) -> None:

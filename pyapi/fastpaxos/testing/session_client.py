@@ -281,7 +281,7 @@ class SimSessionClient:
         else:
             self.acknowledged += 1
             call.outcome = Outcome.OK
-            call.results = result if len(call.commands) > 1 else [result]
+            call.results = [*result] if len(call.commands) > 1 else [result]
         self.workload.answered(call)
 
     def _outcome_of(self, call: Call, error: ClientError) -> Outcome:
