@@ -27,14 +27,23 @@ cdef extern from *:
     """
     #include <string.h>
     #include <stdint.h>
+    /* Wider stores where the processor has them, chosen when the module is loaded. */
+    #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) \\
+            && !defined(__SANITIZE_ADDRESS__)
+    #define FP_WIDE __attribute__((target_clones("avx2", "default"), optimize("unroll-loops")))
+    #else
+    #define FP_WIDE
+    #endif
     /* Fills cells [begin, end) of a ring of `mask + 1` cells; the compiler vectorises the two straight runs. */
     #define FP_RING_FILL(NAME, TYPE)                                                                        \\
+    FP_WIDE static void NAME##_run(TYPE* cells, uint64_t count, TYPE value) {                               \\
+        for (uint64_t i = 0; i < count; i++) cells[i] = value;                                              \\
+    }                                                                                                       \\
     static inline void NAME(TYPE* cells, uint64_t mask, uint64_t begin, uint64_t end, TYPE value) {         \\
         uint64_t first = begin & mask, count = end - begin, room = mask + 1 - first;                        \\
         uint64_t head = count < room ? count : room;                                                        \\
-        TYPE* cell = cells + first;                                                                         \\
-        for (uint64_t i = 0; i < head; i++) cell[i] = value;                                                \\
-        for (uint64_t i = 0; i < count - head; i++) cells[i] = value;                                       \\
+        NAME##_run(cells + first, head, value);                                                             \\
+        if (count > head) NAME##_run(cells, count - head, value);                                           \\
     }
     FP_RING_FILL(fp_fill_u64, uint64_t)
     FP_RING_FILL(fp_fill_u32, uint32_t)
