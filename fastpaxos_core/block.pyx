@@ -130,82 +130,109 @@ cdef object _commands_as_bytes(object commands):
     return converted
 
 
-cdef bint _all_bytes(PyObject** items, Py_ssize_t count) noexcept:
-    cdef Py_ssize_t i
+cdef int _measure(PyObject** items, Py_ssize_t count, uint64_t* total, Py_ssize_t* shortest,
+                  Py_ssize_t* longest) noexcept:
+    # False if one of the items is no bytes object.
+    cdef Py_ssize_t i, size
+    total[0] = 0
+    shortest[0] = 0x7FFFFFFFFFFFFFFF
+    longest[0] = 0
     for i in range(count):
         if not PyBytes_CheckExact(<object>items[i]):
             return False
+        size = PyBytes_GET_SIZE(<object>items[i])
+        total[0] += <uint64_t>size
+        shortest[0] = min(shortest[0], size)
+        longest[0] = max(longest[0], size)
     return True
 
 
-def measure_commands(list commands not None, Py_ssize_t begin=0, Py_ssize_t end=0x7FFFFFFFFFFFFFFF) -> tuple[int, int]:
-    """Return (bytes of all, bytes of the longest) of commands[begin:end] in one pass, (0, 0) for none.
-
-    Raises TypeError, naming the index, for the first one that is not a bytes object.
-    """
-    cdef Py_ssize_t i, size
-    cdef Py_ssize_t total = 0
-    cdef Py_ssize_t longest = 0
-    cdef PyObject** items = PySequence_Fast_ITEMS(commands)
-    for i in range(max(begin, 0), min(end, PySequence_Fast_GET_SIZE(commands))):
-        if not PyBytes_CheckExact(<object>items[i]):
-            raise TypeError(f"command {i} is {type(<object>items[i]).__name__}, it must be bytes")
-        size = PyBytes_GET_SIZE(<object>items[i])
-        total += size
-        if size > longest:
-            longest = size
-    return total, longest
+def longest_command(list commands not None) -> int:
+    """Return the bytes of the longest command, 0 if there is none, -1 if one of them is no bytes object."""
+    cdef uint64_t total
+    cdef Py_ssize_t shortest, longest
+    if not _measure(PySequence_Fast_ITEMS(commands), PySequence_Fast_GET_SIZE(commands), &total, &shortest, &longest):
+        return -1
+    return longest
 
 
-def build_block(commands, uint64_t session_id, uint64_t first_sequence, uint64_t acknowledged_below=0) -> bytes:
-    """Return one block of client commands: sequence numbers first_sequence, first_sequence + 1, ... of a session.
+def pack_commands(commands) -> tuple[bytes, int]:
+    """Return a block of client commands that still needs `stamp_block`, and the bytes of its longest command.
 
-    `commands` is a sequence of bytes-like objects; a list or tuple of bytes is the fast path. The client declares that
-    it has the results of every sequence below `acknowledged_below`. Raises TypeError for a command that is not
-    bytes-like, ValueError for no commands, for a block above 2**32 - 1 bytes and for sequences above 2**64 - 1, and
-    OverflowError for a number that is no uint64.
+    `commands` is a sequence of bytes-like objects; a list or tuple of bytes is the fast path. Raises TypeError for a
+    command that is not bytes-like, ValueError for no commands and for a block above 2**32 - 1 bytes.
     """
     cdef PyObject** items
-    cdef Py_ssize_t count, i, size, uniform_size
-    cdef uint64_t payload_bytes = 0
-    cdef bint is_uniform = True
+    cdef Py_ssize_t count, i, shortest, longest
+    cdef uint64_t payload_bytes
     cdef bytes block
     cdef char* lengths
     cdef char* payload
     cdef uint32_t length
     if not isinstance(commands, (list, tuple)):
         commands = _commands_as_bytes(commands)
-    if not _all_bytes(PySequence_Fast_ITEMS(commands), PySequence_Fast_GET_SIZE(commands)):
+    if not _measure(PySequence_Fast_ITEMS(commands), PySequence_Fast_GET_SIZE(commands), &payload_bytes, &shortest,
+                    &longest):
         commands = _commands_as_bytes(commands)
+        _measure(PySequence_Fast_ITEMS(commands), PySequence_Fast_GET_SIZE(commands), &payload_bytes, &shortest,
+                 &longest)
     items = PySequence_Fast_ITEMS(commands)
     count = PySequence_Fast_GET_SIZE(commands)
     if count == 0:
         raise ValueError("a block needs at least one command")
-    if <uint64_t>count > _UINT64_MAX - first_sequence:
-        raise ValueError(f"{count} commands from sequence {first_sequence} pass the last sequence number {_UINT64_MAX}")
-    uniform_size = PyBytes_GET_SIZE(<object>items[0])
-    for i in range(count):
-        size = PyBytes_GET_SIZE(<object>items[i])
-        payload_bytes += <uint64_t>size
-        is_uniform &= size == uniform_size
     # No Python code runs between the pass above and the one below, so the items cannot change in between.
-    block = _new_block(BLOCK_COMMANDS, BLOCK_UNIFORM_LENGTH if is_uniform else 0, <uint64_t>count, payload_bytes,
-                       session_id, first_sequence, acknowledged_below)
+    block = _new_block(BLOCK_COMMANDS, BLOCK_UNIFORM_LENGTH if shortest == longest else 0, <uint64_t>count,
+                       payload_bytes, 0, 0, 0)
     lengths = PyBytes_AS_STRING(block) + BLOCK_HEADER_BYTES
     payload = lengths
-    if is_uniform:
+    if shortest == longest == 16:
+        # What many benchmarks send, and many services: a copy of known size is a single instruction.
         for i in range(count):
-            memcpy(payload, PyBytes_AS_STRING(<object>items[i]), <size_t>uniform_size)
-            payload += uniform_size
-        return _sealed(block)
-    payload += 4 * count
-    for i in range(count):
-        length = <uint32_t>PyBytes_GET_SIZE(<object>items[i])
-        memcpy(lengths, &length, 4)
-        memcpy(payload, PyBytes_AS_STRING(<object>items[i]), length)
-        lengths += 4
-        payload += length
-    return _sealed(block)
+            memcpy(payload, PyBytes_AS_STRING(<object>items[i]), 16)
+            payload += 16
+    elif shortest == longest:
+        for i in range(count):
+            memcpy(payload, PyBytes_AS_STRING(<object>items[i]), <size_t>longest)
+            payload += longest
+    else:
+        payload += 4 * count
+        for i in range(count):
+            length = <uint32_t>PyBytes_GET_SIZE(<object>items[i])
+            memcpy(lengths, &length, 4)
+            memcpy(payload, PyBytes_AS_STRING(<object>items[i]), length)
+            lengths += 4
+            payload += length
+    return block, longest
+
+
+def stamp_block(bytes block not None, uint64_t session_id, uint64_t first_sequence,
+                uint64_t acknowledged_below=0) -> None:
+    """Write into a packed block whose it is and which sequences its commands have, and seal it with its checksum.
+
+    Ownership: changes the object itself, which nobody but the caller may have seen yet. Raises ValueError when the
+    sequences pass 2**64 - 1, and for what `pack_commands` has not made.
+    """
+    cdef BlockHeader* header = <BlockHeader*>PyBytes_AS_STRING(block)
+    if PyBytes_GET_SIZE(block) < BLOCK_HEADER_BYTES or header.kind != BLOCK_COMMANDS or header.session_id:
+        raise ValueError("only a block that pack_commands has made can be stamped, and only once")
+    if header.command_count > _UINT64_MAX - first_sequence:
+        raise ValueError(f"{header.command_count} commands from sequence {first_sequence} pass the last sequence "
+                         f"number {_UINT64_MAX}")
+    header.session_id = session_id
+    header.first_sequence = first_sequence
+    header.acknowledged_below = acknowledged_below
+    _sealed(block)
+
+
+def build_block(commands, uint64_t session_id, uint64_t first_sequence, uint64_t acknowledged_below=0) -> bytes:
+    """Return one block of client commands: sequence numbers first_sequence, first_sequence + 1, ... of a session.
+
+    The client declares that it has the results of every sequence below `acknowledged_below`. Raises what
+    `pack_commands` and `stamp_block` raise, and OverflowError for a number that is no uint64.
+    """
+    block, _ = pack_commands(commands)
+    stamp_block(block, session_id, first_sequence, acknowledged_below)
+    return block
 
 
 def build_noop(uint64_t slot_count) -> bytes:

@@ -23,7 +23,8 @@ cdef class PendingBlock:
         block_bytes_max, command_bytes_max, commands_per_block_max: what `add` goes by. Bytes and counts.
 
     Attributes:
-        commands: the commands in order; empty from when the block is encoded.
+        commands: the commands in order, empty from when the block is sent; a whole block has `packed` instead, and the
+            bytes of its longest command.
         data: the encoded block once it was sent.
         waiters: one entry per command, or a single one for the whole block (`is_whole`); None where the caller has its
             answer already.
@@ -36,7 +37,9 @@ cdef class PendingBlock:
     cdef public list commands
     cdef public list waiters
     cdef public list deadlines_ns
+    cdef public bytes packed
     cdef public bytes data
+    cdef public int64_t longest
     cdef public object request_id
     cdef public object first_sequence
     cdef public int64_t deadline_ns
@@ -55,7 +58,7 @@ cdef class PendingBlock:
         self.commands = []
         self.waiters = []
         self.deadlines_ns = []
-        self.data = b""
+        self.packed = self.data = b""
         self.request_id = 0
         self.first_sequence = 0
         self.deadline_ns = _NEVER_NS
@@ -83,14 +86,15 @@ cdef class PendingBlock:
             self.deadline_ns = deadline_ns
         return True
 
-    def fill(self, list commands not None, object waiter, int64_t deadline_ns, int64_t encoded_bytes) -> None:
-        """Make it the block of `commands`, which take `encoded_bytes` at most, with one waiter for all of them."""
-        self.commands = commands
+    def fill(self, bytes packed not None, int64_t count, int64_t longest, object waiter, int64_t deadline_ns) -> None:
+        """Make it the block of `count` commands that `pack_commands` has packed, with one waiter for all of them."""
+        self.packed = packed
+        self.longest = longest
         self.waiters = [waiter]
         self.deadlines_ns = [deadline_ns]
         self.deadline_ns = deadline_ns
-        self.count = len(commands)
-        self.encoded_bytes = self.charge = encoded_bytes
+        self.count = count
+        self.encoded_bytes = self.charge = PyBytes_GET_SIZE(packed)
         self.is_whole = True
 
     def expire(self, int64_t now_ns) -> list:

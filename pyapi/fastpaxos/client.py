@@ -22,7 +22,7 @@ from fastpaxos.answers import Completion, Results, ResultsWithErrors
 from fastpaxos.client_connection import ClientConnection, call_node, open_tcp
 from fastpaxos.command_queue import ClientLimits, as_bytes, as_commands, cut_commands
 from fastpaxos.config import checked_cluster, parse_address, parse_cluster
-from fastpaxos.errors import Busy, Closed, ConfigError, FastPaxosError, NoLeader
+from fastpaxos.errors import Busy, Closed, ConfigError, FastPaxosError, NoLeader, TooLarge
 from fastpaxos.leader_choice import LeaderChoice
 from fastpaxos.session import ConnectionState, Session
 from fastpaxos_core.pending_block import answer_waiters
@@ -259,13 +259,19 @@ class Client:
         command has its exception among the results instead.
         """
         deadline_ns = monotonic_ns() + (self.timeout_ns if timeout is None else timeout_to_ns(timeout))
+        session = self._session
+        results: list[Sequence[Any]] = []
+        if type(commands) is list and 0 < len(commands) <= session.limits.commands_per_block_max:
+            count = len(commands)
+            future = self._try_submit_list(commands, deadline_ns)
+            if future is not None:
+                await _collect(future, count, results, return_exceptions)
+                return Results(results)
         whole, longest = as_commands(commands)
         if not whole:
             return Results([])
         await self._wait_for_limits(deadline_ns)
-        session = self._session
         session.check_command_bytes(longest)
-        results: list[Sequence[Any]] = []
         blocks: deque[tuple[asyncio.Future[Any], int]] = deque()
         try:
             for part, part_bytes in cut_commands(whole, session.limits):
@@ -280,6 +286,15 @@ class Client:
             for future, _ in blocks:
                 future.cancel()
         return Results(results)
+
+    def _try_submit_list(self, commands: list[bytes], deadline_ns: int) -> asyncio.Future[Any] | None:
+        """Submit the whole list as one block, packed before anybody can change it; None if it is not that simple."""
+        if not self._session.limits_known or self._room_waiters:
+            return None
+        try:
+            return self._submit_part(commands, deadline_ns)
+        except (Busy, TooLarge, TypeError):
+            return None
 
     def _submit_part(self, commands: list[bytes], deadline_ns: int) -> asyncio.Future[Any]:
         if self._loop is None:

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 from fastpaxos.errors import TooLarge
-from fastpaxos_core.block import measure_commands
+from fastpaxos_core.block import longest_command
 from fastpaxos_core.pending_block import PendingBlock
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "as_bytes",
     "as_commands",
     "cut_commands",
-    "encoded_size",
 ]
 
 NEVER_NS = (1 << 63) - 1
@@ -101,26 +100,22 @@ class CommandQueue:
         self.open = block
         self._blocks.append(block)
 
-    def add_list(self, commands: list[bytes], waiter: Any, deadline_ns: int, encoded_bytes: int) -> None:
-        """Append `commands`, all of them bytes, as exactly one block with one waiter. Raises TooLarge, ValueError.
+    def add_packed(self, packed: bytes, count: int, longest: int, waiter: Any, deadline_ns: int) -> None:
+        """Append `count` packed commands as exactly one block with one waiter; `longest` is the bytes of the longest.
 
-        `encoded_bytes` is `encoded_size(commands)`.
+        Raises TooLarge.
         """
-        count = len(commands)
-        if not count:
-            raise ValueError("a block needs at least one command")
         limits = self.limits
-        if count > limits.commands_per_block_max or encoded_bytes > limits.block_bytes_max:
+        if count > limits.commands_per_block_max or len(packed) > limits.block_bytes_max:
             raise TooLarge(
-                f"{count} commands make a block of {encoded_bytes} bytes; at most "
+                f"{count} commands make a block of {len(packed)} bytes; at most "
                 f"{limits.commands_per_block_max} commands and {limits.block_bytes_max} bytes fit into one"
             )
-        if encoded_bytes > limits.command_bytes_max:
-            self.check_command_bytes(max(map(len, commands)))
+        self.check_command_bytes(longest)
         block = PendingBlock()
-        block.fill(commands, waiter, deadline_ns, encoded_bytes)
+        block.fill(packed, count, longest, waiter, deadline_ns)
         self.close_open()
-        self._closed_charge += encoded_bytes
+        self._closed_charge += block.charge
         self._blocks.append(block)
 
     def ask_again(self) -> None:
@@ -191,7 +186,7 @@ class CommandQueue:
         for block in blocks:
             try:
                 if block.is_whole:
-                    self.add_list(block.commands, block.waiters[0], block.deadline_ns, block.encoded_bytes)
+                    self.add_packed(block.packed, block.count, block.longest, block.waiters[0], block.deadline_ns)
                     continue
             except TooLarge as error:
                 refused.append((block.waiters[0], error))
@@ -213,25 +208,15 @@ class CommandQueue:
         return waiters
 
 
-def encoded_size(commands: list[bytes]) -> int:
-    """Bytes of the block that `commands`, all of them bytes, make at most."""
-    return measure_commands(commands)[0] + LENGTH_BYTES * len(commands) + BLOCK_HEADER_BYTES
-
-
 def cut_commands(commands: list[bytes], limits: ClientLimits) -> Iterator[tuple[list[bytes], int]]:
-    """Yield `commands` in as few parts as fit into blocks, each with the bytes of its block."""
+    """Yield `commands` in as few parts as fit into blocks, each with the bytes of its block at most."""
     payload_max = limits.block_bytes_max - BLOCK_HEADER_BYTES
-    count_max = limits.commands_per_block_max
     begin = 0
     while begin < len(commands):
-        is_all = not begin and len(commands) <= count_max
-        part = commands if is_all else commands[begin : begin + count_max]
-        part_bytes = measure_commands(part)[0] + LENGTH_BYTES * len(part)
-        if part_bytes > payload_max:
-            sizes = list(accumulate(len(command) + LENGTH_BYTES for command in part))
-            part = part[: bisect_right(sizes, payload_max)]
-            part_bytes = sizes[len(part) - 1]
-        yield part, part_bytes + BLOCK_HEADER_BYTES
+        part = commands[begin : begin + limits.commands_per_block_max]
+        sizes = list(accumulate(len(command) + LENGTH_BYTES for command in part))
+        part = part[: bisect_right(sizes, payload_max)]
+        yield part, sizes[len(part) - 1] + BLOCK_HEADER_BYTES
         begin += len(part)
 
 
@@ -249,8 +234,8 @@ def as_commands(commands: Iterable[bytes]) -> tuple[list[bytes], int]:
     if isinstance(commands, str | bytes | bytearray | memoryview):
         raise TypeError(f"expected a list of commands, not {type(commands).__name__}")
     whole = [*commands]
-    try:
-        return whole, measure_commands(whole)[1]
-    except TypeError:
+    longest = longest_command(whole)
+    if longest < 0:
         whole = [as_bytes(command) for command in whole]
-        return whole, measure_commands(whole)[1]
+        longest = longest_command(whole)
+    return whole, longest

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastpaxos.command_queue import NEVER_NS, CommandQueue
-from fastpaxos_core.block import build_block
+from fastpaxos_core.block import pack_commands, stamp_block
 from fastpaxos_core.pending_block import PendingBlock
 
 __all__ = ["InflightBlocks", "PendingQueries", "PendingQuery"]
@@ -58,8 +58,10 @@ class InflightBlocks:
                 continue
             first_sequence = self.next_sequence
             acknowledged_below = next(iter(blocks)) if blocks else first_sequence
-            block.data = build_block(block.commands, session_id, first_sequence, acknowledged_below)
-            block.commands = []
+            data = block.packed if block.is_whole else pack_commands(block.commands)[0]
+            stamp_block(data, session_id, first_sequence, acknowledged_below)
+            block.data = data
+            block.packed, block.commands = b"", []
             block.first_sequence = first_sequence
             self.next_sequence = first_sequence + block.count
             self.bytes += len(block.data)

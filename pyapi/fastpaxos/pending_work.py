@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastpaxos.answers import Answers, Completion
-from fastpaxos.command_queue import ClientLimits, CommandQueue, encoded_size
+from fastpaxos.command_queue import ClientLimits, CommandQueue
 from fastpaxos.errors import (
     Busy,
     Closed,
@@ -24,6 +24,7 @@ from fastpaxos.errors import (
     TooLarge,
 )
 from fastpaxos.inflight import InflightBlocks, PendingQueries, PendingQuery
+from fastpaxos_core.block import pack_commands
 from fastpaxos_core.pending_block import PendingBlock
 
 __all__ = ["PendingWork"]
@@ -98,12 +99,11 @@ class PendingWork:
     def submit_list(self, commands: list[bytes], waiter: Any, deadline_ns: int) -> None:
         """Queue `commands`, all of them bytes, as exactly one block with one waiter, which gets a sequence of results.
 
-        Failed commands have a CommandError in it. The list must not change afterwards. Raises Busy, TooLarge, Closed,
-        TypeError for what is not bytes, ValueError for an empty list.
+        Failed commands have a CommandError in it. Raises Busy, TooLarge, Closed, ValueError for an empty list.
         """
-        encoded_bytes = encoded_size(commands)
-        self.check_room(encoded_bytes)
-        self.queue.add_list(commands, waiter, deadline_ns, encoded_bytes)
+        packed, longest = pack_commands(commands)
+        self.check_room(len(packed))
+        self.queue.add_packed(packed, len(commands), longest, waiter, deadline_ns)
 
     def query(self, request: bytes, waiter: Any, deadline_ns: int) -> None:
         """Ask a linearizable read. Raises Busy, TooLarge, Closed."""

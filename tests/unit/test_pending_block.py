@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fastpaxos.answers import Results
-from fastpaxos.command_queue import as_commands, encoded_size
-from fastpaxos_core.block import build_block, measure_commands
+from fastpaxos.command_queue import as_commands
+from fastpaxos_core.block import BlockView, build_block, longest_command, pack_commands, stamp_block
 from fastpaxos_core.pending_block import PendingBlock, answer_waiters
 from fastpaxos_core.results import UniformResults, encode_results, view_results
 
@@ -39,7 +39,7 @@ def test_add_keeps_the_books() -> None:
     assert (block.deadlines_ns, block.deadline_ns, block.count) == ([70, 50, 60], 50, 3)
     assert block.charge == 40 + 4 + 3 * 64
     assert block.room_bytes == 10_000 - 4 - 3 * 64
-    assert block.encoded_bytes == encoded_size(block.commands) >= len(build_block(block.commands, 1, 1))
+    assert block.encoded_bytes == len(build_block(block.commands, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,30 @@ def test_every_waiter_gets_its_result_and_who_has_gone_is_left_alone(loop: Abstr
         answer_waiters(futures, [b"a"])
 
 
-def test_measure_commands_finds_sizes_and_what_is_no_bytes_object() -> None:
-    assert measure_commands([]) == (0, 0)
-    assert measure_commands([b"", b"abc", b"z"]) == (4, 3)
+def test_longest_command_finds_what_is_no_bytes_object() -> None:
+    assert longest_command([]) == 0
+    assert longest_command([b"", b"abc", b"z"]) == 3
     for wrong in (bytearray(b"b"), "b", None):
-        with pytest.raises(TypeError, match="command 1 is"):
-            measure_commands([b"a", wrong])
+        assert longest_command([b"a", wrong]) == -1
+
+
+@pytest.mark.parametrize("commands", [[b""], [b"0123456789abcdef"] * 3, [b"ab", b"cd"], [b"a", b"", b"ccc"]])
+def test_a_packed_block_is_stamped_once(commands: list[bytes]) -> None:
+    packed, longest = pack_commands(commands)
+    assert longest == max(map(len, commands))
+    stamp_block(packed, 7, 11, 5)
+    assert packed == build_block(commands, 7, 11, 5)
+    view = BlockView(packed)
+    assert (list(view), view.session_id, view.first_sequence, view.acknowledged_below) == (commands, 7, 11, 5)
+    for block in (packed, packed[:39], b""):
+        with pytest.raises(ValueError, match="only a block that pack_commands has made"):
+            stamp_block(block, 7, 11)
+
+
+def test_a_block_cannot_pass_the_last_sequence() -> None:
+    packed, _ = pack_commands([b"a", b"b"])
+    with pytest.raises(ValueError, match="pass the last sequence"):
+        stamp_block(packed, 7, (1 << 64) - 2)
 
 
 def test_commands_are_taken_as_bytes_of_their_own() -> None:
