@@ -46,7 +46,7 @@ def bench_splitter(benchmark: Any, count: int, piece_bytes: int) -> None:
     """64 Submit frames, in one piece or in TCP-segment sized ones."""
     writer = FrameWriter(0, 1, 0, b"c" * 16)
     block = build_block([b"0123456789abcdef"] * count, 1, 1)
-    stream = b"".join(writer.submit(block, request_id) for request_id in range(64))
+    stream = b"".join(b"".join(writer.submit(block, request_id)) for request_id in range(64))
     pieces = [stream[start : start + piece_bytes] for start in range(0, len(stream), piece_bytes)]
 
     def split() -> list[Any]:

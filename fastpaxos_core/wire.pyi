@@ -78,7 +78,7 @@ class FrameWriter:
     @cluster_id.setter
     def cluster_id(self, value: bytes | None) -> None: ...
     def encode(self, frame_type: int, ballot: int, head: bytes, body: bytes = b"") -> bytes: ...
-    def submit(self, block: bytes, request_id: int, deadline_ms: int = 0) -> bytes: ...
+    def submit(self, block: bytes, request_id: int, deadline_ms: int = 0) -> list[bytes]: ...
     def reply(
         self,
         session_id: int,
@@ -89,7 +89,7 @@ class FrameWriter:
         leader_hint: int,
         slot_begin: int,
         results: bytes = b"",
-    ) -> bytes: ...
+    ) -> list[bytes]: ...
     def query(
         self, query_id: int, request: bytes, deadline_ms: int = 0, read_mode: int = 0, minimum_index: int = 0
     ) -> bytes: ...
@@ -102,7 +102,11 @@ class FrameWriter:
 @disjoint_base
 class FrameSplitter:
     def __new__(
-        cls, head_bytes_max: int, body_bytes_max: int, expected_cluster: bytes | None = None
+        cls,
+        head_bytes_max: int,
+        body_bytes_max: int,
+        expected_cluster: bytes | None = None,
+        receive_buffer: bytearray | None = None,
     ) -> FrameSplitter: ...
     @property
     def head_bytes_max(self) -> int: ...

@@ -13,7 +13,7 @@ from fastpaxos_core.errors import FrameError
 from fastpaxos_core.mapping import pack_mapping, unpack_mapping
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcmp, memcpy, memset
 
@@ -25,6 +25,7 @@ cdef enum:
     CRC_OFFSET = 8               # of FrameHeader.crc, which the checksum leaves out
     CRC_END = 12
     RECEIVE_BYTES = 262144       # of a splitter's receive buffer
+    LARGE_BYTES = 32768          # so much is not copied to its head when it is sent, and is received in its place
     STATUS_MAX = 11              # highest ReplyStatus
 
 cdef uint64_t _SIZE_MAX = 0xFFFFFFFF
@@ -175,17 +176,14 @@ cdef class FrameWriter:
         return _joined(self, frame_type, ballot, <const uint8_t*>PyBytes_AS_STRING(head),
                        <size_t>PyBytes_GET_SIZE(head), body)
 
-    def submit(self, bytes block not None, uint64_t request_id, uint32_t deadline_ms=0) -> bytes:
-        """Return a SUBMIT frame; `deadline_ms` counts from its arrival, 0 means none."""
-        cdef SubmitHead head
-        memset(&head, 0, sizeof(head))
-        head.request_id = request_id
-        head.deadline_ms = deadline_ms
-        return _joined(self, FRAME_SUBMIT, 0, <const uint8_t*>&head, sizeof(head), block)
+    def submit(self, bytes block not None, uint64_t request_id, uint32_t deadline_ms=0) -> list[bytes]:
+        """Return the buffers of a SUBMIT frame; `deadline_ms` counts from its arrival, 0 means none."""
+        cdef SubmitHead head = SubmitHead(request_id=request_id, deadline_ms=deadline_ms, reserved=0)
+        return _buffers(self, FRAME_SUBMIT, <const uint8_t*>&head, sizeof(head), block)
 
     def reply(self, uint64_t session_id, uint64_t first_sequence, uint64_t request_id, uint32_t command_count,
-              uint16_t status, uint16_t leader_hint, uint64_t slot_begin, bytes results not None=b"") -> bytes:
-        """Return a REPLY frame; `leader_hint` is a node id or 0, `results` a result blob or empty."""
+              uint16_t status, uint16_t leader_hint, uint64_t slot_begin, bytes results not None=b"") -> list[bytes]:
+        """Return the buffers of a REPLY frame; `leader_hint` is a node id or 0, `results` a result blob or empty."""
         cdef ReplyHead head
         head.session_id = session_id
         head.first_sequence = first_sequence
@@ -196,7 +194,7 @@ cdef class FrameWriter:
         head.slot_begin = slot_begin
         head.results_crc = _crc_of(results)
         head.reserved = 0
-        return _joined(self, FRAME_REPLY, 0, <const uint8_t*>&head, sizeof(head), results)
+        return _buffers(self, FRAME_REPLY, <const uint8_t*>&head, sizeof(head), results)
 
     def query(self, uint64_t query_id, bytes request not None, uint32_t deadline_ms=0, uint16_t read_mode=0,
               uint64_t minimum_index=0) -> bytes:
@@ -260,6 +258,12 @@ cdef bytes _new_frame(const FrameHeader* template, int frame_type, uint64_t ball
     return frame
 
 
+cdef list _buffers(FrameWriter writer, int frame_type, const uint8_t* head, size_t head_bytes, bytes body):
+    if PyBytes_GET_SIZE(body) < LARGE_BYTES:
+        return [_joined(writer, frame_type, 0, head, head_bytes, body)]
+    return [_new_frame(&writer._template, frame_type, 0, head, head_bytes, _EMPTY, 0, PyBytes_GET_SIZE(body)), body]
+
+
 cdef bytes _joined(FrameWriter writer, int frame_type, uint64_t ballot, const uint8_t* head, size_t head_bytes,
                    bytes body):
     cdef size_t body_bytes = <size_t>PyBytes_GET_SIZE(body)
@@ -305,11 +309,11 @@ cdef class FrameSplitter:
     None or b"" before founding) a frame that names another cluster is refused, and one that names none is taken only if
     it is HELLO or CONTROL.
 
-    Errors are sticky: after one FrameError every later call raises it again, because the stream has lost its place.
+    Errors are sticky, because the stream has lost its place: after one FrameError every later call raises it again.
     The frames before the bad one in the same fragment are dropped with it.
 
-    Ownership: holds one receive buffer and the parts of at most one unfinished frame. Parts are allocated only when
-    their lengths are within the limits, so memory is bounded by 256 KiB + head_bytes_max + body_bytes_max.
+    Ownership: holds a receive buffer (or shares `receive_buffer` with others that never lend it at the same time) and
+    the parts of at most one frame, allocated when their lengths are within the limits: memory is bounded.
     """
 
     cdef readonly uint32_t head_bytes_max
@@ -327,7 +331,9 @@ cdef class FrameSplitter:
     cdef uint64_t _lent_bytes
     cdef bytearray _receive_buffer
 
-    def __cinit__(self, uint32_t head_bytes_max, uint32_t body_bytes_max, expected_cluster=None):
+    def __cinit__(self, uint32_t head_bytes_max, uint32_t body_bytes_max, expected_cluster=None,
+                  bytearray receive_buffer=None):
+        self._receive_buffer = receive_buffer
         self.head_bytes_max = head_bytes_max
         self.body_bytes_max = body_bytes_max
         self.expected_cluster = expected_cluster
@@ -365,16 +371,15 @@ cdef class FrameSplitter:
             PyBuffer_Release(&view)
 
     def get_buffer(self, size_hint=-1):
-        """Return a writable memoryview for the next bytes of the stream; the hint is not needed. Raises FrameError.
+        """Return a writable memoryview for the next bytes of the stream, yours until `buffer_updated`. Raises FrameError.
 
-        Write only before `buffer_updated`; what is in it afterwards is not yours. A large rest of a head or body is
-        received straight into its final place.
+        A large rest of a head or body is received straight into its final place.
         """
         cdef _FinalBytes final_bytes
         cdef bytes target = self._head if self._stage == READ_HEAD else self._body
         if self._error is not None:
             raise FrameError(self._error)
-        if self._stage != READ_HEADER and <uint64_t>PyBytes_GET_SIZE(target) - self._filled >= RECEIVE_BYTES:
+        if self._stage != READ_HEADER and <uint64_t>PyBytes_GET_SIZE(target) - self._filled >= LARGE_BYTES:
             final_bytes = _FinalBytes.__new__(_FinalBytes)
             final_bytes._target = target
             self._lent = LENT_TARGET
@@ -383,12 +388,11 @@ cdef class FrameSplitter:
         if self._receive_buffer is None:
             self._receive_buffer = bytearray(RECEIVE_BYTES)
         self._lent = LENT_BUFFER
-        self._lent_bytes = RECEIVE_BYTES
+        self._lent_bytes = <uint64_t>PyByteArray_GET_SIZE(self._receive_buffer)
         return memoryview(self._receive_buffer)
 
     def buffer_updated(self, Py_ssize_t byte_count) -> list:
-        """Take `byte_count` bytes that were written into the last `get_buffer()` and return the frames that are now
-        whole. Raises FrameError, and ValueError when there is no such buffer or it is shorter."""
+        """Take what was written into the last `get_buffer()`, as `feed`. ValueError: that is shorter, or was taken."""
         cdef int lent = self._lent
         if self._error is not None:
             raise FrameError(self._error)

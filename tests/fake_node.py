@@ -72,21 +72,23 @@ class NodeEnd:
         """The block was applied; by default each command's result is the command itself."""
         block = submitted.block
         blob = encode_results(submitted.commands if results is None else results)
-        return self.writer.reply(
-            block.session_id,
-            block.first_sequence,
-            submitted.request_id,
-            block.command_count,
-            ReplyStatus.OK,
-            0,
-            slot_begin,
-            blob,
+        return b"".join(
+            self.writer.reply(
+                block.session_id,
+                block.first_sequence,
+                submitted.request_id,
+                block.command_count,
+                ReplyStatus.OK,
+                0,
+                slot_begin,
+                blob,
+            )
         )
 
     def refuse(self, submitted: Submitted, status: int, leader_hint: int = 0) -> bytes:
         block = submitted.block
-        return self.writer.reply(
-            block.session_id, block.first_sequence, submitted.request_id, 0, status, leader_hint, 0
+        return b"".join(
+            self.writer.reply(block.session_id, block.first_sequence, submitted.request_id, 0, status, leader_hint, 0)
         )
 
 

@@ -114,9 +114,7 @@ class Connection(asyncio.BufferedProtocol):
         self._owner.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        if self.kind == "peer" and self._splitter is not None:
-            return self._splitter.get_buffer(sizehint)
-        return self._owner.receive_view
+        return self._owner.receive_view if self._splitter is None else self._splitter.get_buffer(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
         self.heard = True
@@ -124,10 +122,8 @@ class Connection(asyncio.BufferedProtocol):
         try:
             if splitter is None:
                 self._take_early(self._owner.receive_view[:nbytes])
-            elif self.kind == "peer":
-                self._dispatch(splitter.buffer_updated(nbytes))
             else:
-                self._dispatch(splitter.feed(self._owner.receive_view[:nbytes]))
+                self._dispatch(splitter.buffer_updated(nbytes))
         except FrameError as error:
             self._owner.drop(self, f"{error}")
         except HandshakeRefusedError as refusal:

@@ -121,7 +121,7 @@ class ClientService:
         else:
             session_id, first_sequence = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
             leader = self._leader_hint(status)
-            self._send(connection, self.writer.reply(session_id, first_sequence, request_id, 0, status, leader, 0))
+            self._send(connection, self.writer.reply(session_id, first_sequence, request_id, 0, status, leader, 0)[0])
         self.changed()
 
     def _take_query(self, connection: ClientConnection, frame: Frame) -> None:
@@ -206,18 +206,18 @@ class ClientService:
             if what == WAIT_BLOCK:
                 connection.inflight_bytes -= connection.inflight.pop(detail, 0)
                 leader = 0 if status == OK else self._leader_hint(status)
-                frame = make_reply(session_id, first_sequence, request_id, count, status, leader, slot_begin, results)
+                frames = make_reply(session_id, first_sequence, request_id, count, status, leader, slot_begin, results)
             elif what == WAIT_OPEN:
                 message = {"op": "session_opened", "session_id": session_id, "status": status}
-                frame = self.writer.control({**message, "request_id": request_id})
+                frames = [self.writer.control({**message, "request_id": request_id})]
             else:
                 message = {"op": "session_closed", "session_id": detail, "status": status}
-                frame = self.writer.control({**message, "request_id": request_id})
+                frames = [self.writer.control({**message, "request_id": request_id})]
             queue = outgoing.get(connection)
             if queue is None:
-                outgoing[connection] = [frame]
+                outgoing[connection] = frames
             else:
-                queue.append(frame)
+                queue += frames
 
     def answer_queries(self) -> None:
         """Run the queries whose read index is reached. Only between batches: no query sees half of one."""

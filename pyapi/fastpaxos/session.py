@@ -259,7 +259,7 @@ class Session(PendingWork):
         block.attempts += 1
         block.needs_send = False
         # No deadline goes with it: later blocks depend on this one even when nobody waits for it any more.
-        self._out.append(self._writer.submit(block.data, request_id))
+        self._out += self._writer.submit(block.data, request_id)
 
     def _send_queries(self, now_ns: int) -> None:
         for query_id, query in self._queries.take_sends():

@@ -113,7 +113,9 @@ class Transport:
         self.peer_queue_bytes_max = config.peer_queue_bytes_max
         self.connections_max = config.connections_max
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self.receive_view = memoryview(bytearray(RECEIVE_BYTES))
+        # One for all connections: what was received is taken before the next one reads.
+        self._receive_buffer = bytearray(RECEIVE_BYTES)
+        self.receive_view = memoryview(self._receive_buffer)
         self.peers: dict[int, Connection] = {}
         self.clients: set[Connection] = set()
         self.address: Address | None = None
@@ -295,6 +297,7 @@ class Transport:
             self.config.frame_head_bytes_max,
             self.config.frame_body_bytes_max,
             self.handler.identity.cluster_id or None,
+            self._receive_buffer,
         )
         connection.begin_frames(kind, splitter, on_frame)
 

@@ -131,11 +131,11 @@ def frames() -> list[bytes]:
     alone = [
         *(peer.hello(unpacked) for unpacked in ({"kind": "peer", "members": {1: "a:1"}}, {})),
         writer.control({"op": "status", "request_id": 4}),
-        *(writer.submit(block, 77 + index, 1000) for index, block in enumerate(blocks()[:4])),
+        *(b"".join(writer.submit(block, 77 + index, 1000)) for index, block in enumerate(blocks()[:4])),
         writer.query(8, b"get", 50, 0, 9),
         peer.query_reply(8, ReplyStatus.COMMAND_ERROR, 2, 44, b"\x92\xa1E\xa1m"),
-        *(peer.reply(1, 2, 3, 4, ReplyStatus.OK, 0, 5, blob) for blob in results()[:3]),
-        peer.reply(1, 2, 3, 4, ReplyStatus.BUSY, 2, 0),
+        *(b"".join(peer.reply(1, 2, 3, 4, ReplyStatus.OK, 0, 5, blob)) for blob in results()[:3]),
+        b"".join(peer.reply(1, 2, 3, 4, ReplyStatus.BUSY, 2, 0)),
         peer.encode(FrameType.NACK, 9, bytes(16)),
     ]
     for message in messages():

@@ -263,11 +263,11 @@ def check_frame(frame, writer, data):
     if frame.type == 20:
         request_id, deadline_ms = parse_submit(frame)
         if frame.ballot == 0:
-            assert writer.submit(frame.body, request_id, deadline_ms) == data
+            assert b"".join(writer.submit(frame.body, request_id, deadline_ms)) == data
     elif frame.type == 21:
         reply = parse_reply(frame)
         if frame.ballot == 0:
-            assert writer.reply(*reply) == data
+            assert b"".join(writer.reply(*reply)) == data
     elif frame.type == 22:
         query = parse_query(frame)
         if frame.ballot == 0:

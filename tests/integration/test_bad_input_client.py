@@ -61,10 +61,10 @@ async def test_a_client_that_ignores_the_limits_is_answered_and_nothing_is_appli
                     build_block([bytes(100 * KIB)] * 10, session_id, 1),
                 )
             ):
-                await raw.send(raw.frames.submit(block, number + 1))
+                await raw.send(b"".join(raw.frames.submit(block, number + 1)))
                 reply = await raw.reply()
                 assert (reply.status, reply.request_id) == (ReplyStatus.TOO_LARGE, number + 1)
-            await raw.send(raw.frames.submit(build_block([b"x"] * 100, session_id, 1), 9))
+            await raw.send(b"".join(raw.frames.submit(build_block([b"x"] * 100, session_id, 1), 9)))
             assert (await raw.reply()).status == ReplyStatus.OK
         assert digests(await cluster.settle()) == {chain_digest([b"x"] * 100)}
 
@@ -88,10 +88,10 @@ async def test_blocks_that_are_damaged_or_forged_are_malformed(tmp_path: Path) -
                 *(good[:place] + bytes([good[place] ^ 0x40]) + good[place + 1 :] for place in range(40)),
             ]
             for request_id, block in enumerate(bad, 1):
-                await raw.send(raw.frames.submit(block, request_id))
+                await raw.send(b"".join(raw.frames.submit(block, request_id)))
                 reply = await raw.reply()
                 assert (reply.status, reply.request_id) == (ReplyStatus.MALFORMED, request_id), block
-            await raw.send(raw.frames.submit(good, 99))
+            await raw.send(b"".join(raw.frames.submit(good, 99)))
             reply = await raw.reply()
             assert (reply.status, reply.command_count) == (ReplyStatus.OK, 2)
         assert digests(await cluster.settle()) == {chain_digest([b"one", b"three"])}
@@ -106,25 +106,25 @@ async def test_a_session_that_the_log_does_not_know_is_refused_and_nothing_is_ap
         async with raw_client(cluster.addresses[leader.config.node_id]) as raw:
             session_id = await raw.begin_session(bytes(16))
             for unknown in (session_id + 1000, 2**64 - 1):
-                await raw.send(raw.frames.submit(build_block([b"nobody's"], unknown, 1), 5))
+                await raw.send(b"".join(raw.frames.submit(build_block([b"nobody's"], unknown, 1), 5)))
                 reply = await raw.reply()
                 assert (reply.status, reply.session_id) == (ReplyStatus.SESSION_UNKNOWN, unknown)
             # A block far ahead of what the session sent, and one that overlaps what was applied.
-            await raw.send(raw.frames.submit(build_block([b"early"], session_id, 5), 6))
+            await raw.send(b"".join(raw.frames.submit(build_block([b"early"], session_id, 5), 6)))
             assert (await raw.reply()).status == ReplyStatus.OUT_OF_ORDER
             whole = build_block([b"one", b"two", b"three"], session_id, 1)
-            await raw.send(raw.frames.submit(whole, 7))
+            await raw.send(b"".join(raw.frames.submit(whole, 7)))
             applied = await raw.reply()
             assert applied.status == ReplyStatus.OK
-            await raw.send(raw.frames.submit(build_block([b"three", b"four"], session_id, 3), 8))
+            await raw.send(b"".join(raw.frames.submit(build_block([b"three", b"four"], session_id, 3), 8)))
             assert (await raw.reply()).status == ReplyStatus.INVALID_SEQUENCE
             # The same block again is answered from the table.
-            await raw.send(raw.frames.submit(whole, 9))
+            await raw.send(b"".join(raw.frames.submit(whole, 9)))
             again = await raw.reply()
             assert (again.status, again.results) == (ReplyStatus.OK, applied.results)
             await raw.send(raw.frames.control({"op": "close_session", "request_id": 2, "session_id": session_id}))
             await raw.control("session_closed")
-            await raw.send(raw.frames.submit(build_block([b"late"], session_id, 4), 10))
+            await raw.send(b"".join(raw.frames.submit(build_block([b"late"], session_id, 4), 10)))
             assert (await raw.reply()).status == ReplyStatus.SESSION_UNKNOWN
         await client.execute(b"after")
         assert digests(await cluster.settle()) == {chain_digest([b"one", b"two", b"three", b"after"])}
@@ -202,14 +202,14 @@ async def test_a_command_that_raises_gets_its_error_on_every_replica_and_the_log
         async with raw_client(cluster.addresses[leader.config.node_id]) as raw:
             session_id = await raw.begin_session(bytes(range(16)))
             block = build_block([b"fine", b"raise again"], session_id, 1)
-            await raw.send(raw.frames.submit(block, 1))
+            await raw.send(b"".join(raw.frames.submit(block, 1)))
             first = (await raw.reply()).results
         await cluster.settle()
         await cluster.stop(leader.config.node_id)
         leader = await cluster.wait_for_leader()
         async with raw_client(cluster.addresses[leader.config.node_id]) as raw:
             assert await raw.begin_session(bytes(range(16))) == session_id
-            await raw.send(raw.frames.submit(block, 2))
+            await raw.send(b"".join(raw.frames.submit(block, 2)))
             second = (await raw.reply()).results
         assert first == second
         good, failed = decode_results(first, 2)

@@ -171,7 +171,7 @@ async def test_a_client_of_another_cluster_is_told_both_names(tmp_path: Path) ->
 
 def header_with_lengths(raw: RawClient, head_bytes: int, body_bytes: int) -> bytes:
     """The header of a SUBMIT frame that announces these lengths, and nothing of what it announces."""
-    frame = bytearray(raw.frames.submit(build_block([b"x"], 1, 1), 1)[:FRAME_HEADER_BYTES])
+    frame = bytearray(b"".join(raw.frames.submit(build_block([b"x"], 1, 1), 1))[:FRAME_HEADER_BYTES])
     frame[12:16] = head_bytes.to_bytes(4, "little")
     frame[16:20] = body_bytes.to_bytes(4, "little")
     return bytes(frame)
@@ -309,7 +309,7 @@ async def test_a_conversation_in_single_bytes_is_as_good_as_any(tmp_path: Path) 
             await raw.greeting()
             session_id = (await raw.control("session_opened"))["session_id"]
             block = build_block([b"first", b"second"], session_id, 1)
-            await raw.send_in_pieces(raw.frames.submit(block, 7) + raw.frames.query(8, b""), 1)
+            await raw.send_in_pieces(b"".join(raw.frames.submit(block, 7)) + raw.frames.query(8, b""), 1)
             reply = await raw.reply()
             assert (reply.status, reply.request_id, reply.command_count) == (ReplyStatus.OK, 7, 2)
             answer = parse_query_reply(await raw.frame(FrameType.QUERY_REPLY))
@@ -323,7 +323,7 @@ async def test_a_conversation_that_breaks_off_anywhere_has_no_effect(tmp_path: P
         address = cluster.addresses[leader.config.node_id]
         async with raw_client(address) as raw:
             session_id = await raw.begin_session(bytes(range(16)))
-            whole = raw.hello() + raw.frames.submit(build_block([b"never whole"], session_id, 1), 1)
+            whole = raw.hello() + b"".join(raw.frames.submit(build_block([b"never whole"], session_id, 1), 1))
         for length in range(0, len(whole), 7):
             async with raw_client(address) as raw:
                 await raw.send(whole[:length])

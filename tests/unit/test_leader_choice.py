@@ -361,7 +361,7 @@ def test_a_conversation_that_does_not_begin_with_one_hello_ends(step: str) -> No
     if step == "control":
         driver.receive(driver.control(op="leader_changed", leader_id=1))
     elif step == "reply":
-        driver.receive(driver.end.writer.reply(1, 1, 1, 1, 0, 0, 1, b""))
+        driver.receive(b"".join(driver.end.writer.reply(1, 1, 1, 1, 0, 0, 1, b"")))
     elif step == "hello twice":
         driver.greet()
         driver.greet()

@@ -143,7 +143,7 @@ BLOCK = build_block([b"command"], 5, 1)
 
 def test_a_block_goes_to_the_core_and_its_answer_to_the_client() -> None:
     world = World()
-    assert world.ask(WRITER.submit(BLOCK, 31)) == []
+    assert world.ask(b"".join(WRITER.submit(BLOCK, 31))) == []
     ((_, block, waiter),) = world.replica.taken
     assert block == BLOCK
     assert world.changes == 1
@@ -159,7 +159,7 @@ def test_a_block_goes_to_the_core_and_its_answer_to_the_client() -> None:
 def test_a_refused_block_is_answered_at_once(status: ReplyStatus) -> None:
     world = World()
     world.replica.status = status
-    (frame,) = world.ask(WRITER.submit(BLOCK, 31))
+    (frame,) = world.ask(b"".join(WRITER.submit(BLOCK, 31)))
     reply = parse_reply(frame)
     assert (reply.session_id, reply.first_sequence, reply.request_id, reply.status) == (5, 1, 31, status)
     assert reply.leader_hint == (0 if status is ReplyStatus.OUT_OF_ORDER else 2)
@@ -169,7 +169,7 @@ def test_a_refused_block_is_answered_at_once(status: ReplyStatus) -> None:
 def test_before_founding_everything_is_not_ready() -> None:
     world = World()
     world.service.replica = None
-    data = WRITER.submit(BLOCK, 1) + WRITER.query(2, b"q")
+    data = b"".join(WRITER.submit(BLOCK, 1)) + WRITER.query(2, b"q")
     data += WRITER.control({"op": "open_session", "nonce": NONCE, "request_id": 3})
     data += WRITER.control({"op": "close_session", "session_id": 4, "request_id": 4})
     submit, query, opened, closed = world.ask(data)
@@ -186,17 +186,17 @@ def test_before_founding_everything_is_not_ready() -> None:
 def test_a_client_may_have_so_many_bytes_unanswered_and_one_block_always() -> None:
     world = World(inflight_bytes_per_session=MIB)
     large = [build_block([bytes(600_000)], 5, sequence) for sequence in (1, 2)]
-    assert world.ask(WRITER.submit(large[0], 1)) == []
-    (frame,) = world.ask(WRITER.submit(large[1], 2))
+    assert world.ask(b"".join(WRITER.submit(large[0], 1))) == []
+    (frame,) = world.ask(b"".join(WRITER.submit(large[1], 2)))
     assert parse_reply(frame).status == ReplyStatus.BUSY
     assert len(world.replica.taken) == 1
     world.answer(world.replica.taken[0][2])
-    assert world.ask(WRITER.submit(large[1], 3)) == []
+    assert world.ask(b"".join(WRITER.submit(large[1], 3))) == []
 
 
 def test_a_block_that_is_sent_again_counts_once() -> None:
     world = World()
-    world.ask(WRITER.submit(BLOCK, 1) + WRITER.submit(BLOCK, 2))
+    world.ask(b"".join(WRITER.submit(BLOCK, 1)) + b"".join(WRITER.submit(BLOCK, 2)))
     assert (len(world.client.inflight), world.client.inflight_bytes) == (1, len(BLOCK))
     # The core gives back only the waiter of the later attempt.
     (frame,) = world.answer(world.replica.taken[1][2])
@@ -206,7 +206,7 @@ def test_a_block_that_is_sent_again_counts_once() -> None:
 
 def test_a_client_that_is_gone_gets_nothing_and_holds_nothing() -> None:
     world = World()
-    world.ask(WRITER.submit(BLOCK, 1) + WRITER.query(2, b"q"))
+    world.ask(b"".join(WRITER.submit(BLOCK, 1)) + WRITER.query(2, b"q"))
     block_waiter, query_waiter = world.replica.taken[0][2], world.replica.taken[1][2]
     world.client.closed = True
     world.service.forget(world.client)
@@ -233,7 +233,7 @@ def test_clients_are_held_while_the_window_fills() -> None:
     world = World()
     other = Client()
     world.replica.window_is_filling = True
-    world.ask(WRITER.submit(BLOCK, 1))
+    world.ask(b"".join(WRITER.submit(BLOCK, 1)))
     assert world.client.is_held
     world.ask(WRITER.query(1, b""), other)
     assert not other.is_held
@@ -330,7 +330,7 @@ def test_malformed_requests_are_frame_errors(data: bytes) -> None:
 def test_what_is_no_block_is_for_the_core_to_refuse(block: bytes) -> None:
     world = World()
     world.replica.status = ReplyStatus.MALFORMED
-    (frame,) = world.ask(WRITER.submit(block, 3))
+    (frame,) = world.ask(b"".join(WRITER.submit(block, 3)))
     assert (parse_reply(frame).status, parse_reply(frame).request_id) == (ReplyStatus.MALFORMED, 3)
 
 
@@ -342,7 +342,7 @@ def test_clients_that_were_held_are_served_again_in_the_order_in_which_they_were
     world.replica.window_is_filling = True
     for number, client in enumerate(clients):
         client.resume = lambda client=client: resumed.append(client)  # type: ignore[method-assign, misc]
-        world.ask(WRITER.submit(BLOCK, number), client)
+        world.ask(b"".join(WRITER.submit(BLOCK, number)), client)
     assert resumed == []
     world.replica.window_is_filling = False
     world.service.flush()

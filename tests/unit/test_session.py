@@ -228,7 +228,7 @@ def test_a_second_answer_is_ignored() -> None:
 def test_an_answer_in_another_session_is_ignored() -> None:
     driver = SessionDriver().open()
     (submitted,) = driver.submit(b"a").submits
-    driver.receive(driver.end.writer.reply(8, 1, submitted.request_id, 1, ReplyStatus.OK, 0, 1, b""))
+    driver.receive(b"".join(driver.end.writer.reply(8, 1, submitted.request_id, 1, ReplyStatus.OK, 0, 1, b"")))
     assert driver.answers == {}
     assert driver.session.is_connected
 

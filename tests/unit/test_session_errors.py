@@ -332,11 +332,11 @@ def test_results_that_do_not_fit_the_block_end_the_connection_and_the_block_is_s
     (sent,) = driver.submit(b"a", b"b").submits
     block = sent.block
     writer = driver.end.writer
-    driver.receive(writer.reply(block.session_id, 1, sent.request_id, 3, ReplyStatus.OK, 0, 1, b""))
+    driver.receive(b"".join(writer.reply(block.session_id, 1, sent.request_id, 3, ReplyStatus.OK, 0, 1, b"")))
     assert not driver.session.is_connected
     driver.connect()
     (again,) = driver.greet().submits
-    driver.receive(writer.reply(block.session_id, 1, again.request_id, 2, ReplyStatus.OK, 0, 1, b"garbage"))
+    driver.receive(b"".join(writer.reply(block.session_id, 1, again.request_id, 2, ReplyStatus.OK, 0, 1, b"garbage")))
     assert not driver.session.is_connected
     assert driver.answers == {}
     driver.connect()
@@ -348,7 +348,7 @@ def test_a_reply_must_have_the_count_of_its_block() -> None:
     driver = SessionDriver().open()
     driver.session.submit_list([b"a", b"b"], "list", FAR_NS)
     (sent,) = driver.flush().submits
-    driver.receive(driver.end.writer.reply(7, 1, sent.request_id, 3, ReplyStatus.OK, 0, 1, b""))
+    driver.receive(b"".join(driver.end.writer.reply(7, 1, sent.request_id, 3, ReplyStatus.OK, 0, 1, b"")))
     assert not driver.session.is_connected
     assert driver.answers == {}
 

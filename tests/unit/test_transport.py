@@ -358,7 +358,7 @@ async def test_garbage_before_the_hello_breaks_the_connection(
 
 async def test_a_hello_in_single_bytes_with_frames_right_behind_it(start_node: StartNode) -> None:
     one = await start_node(1)
-    behind = CLIENT_WRITER.control({"op": "status", "request_id": 1}) + CLIENT_WRITER.submit(b"b" * 5000, 2)
+    behind = CLIENT_WRITER.control({"op": "status", "request_id": 1}) + b"".join(CLIENT_WRITER.submit(b"b" * 5000, 2))
     data = hello_bytes(CLIENT, "client") + behind
     whole = await Stranger.connect(one)
     await whole.send(data)
@@ -379,7 +379,7 @@ async def test_random_bytes_behind_the_hello_never_get_through(start_node: Start
     chance = Random(5)
     for _ in range(30):
         client = await client_of(one)
-        good = CLIENT_WRITER.submit(b"block", 1)
+        good = b"".join(CLIENT_WRITER.submit(b"block", 1))
         bad = bytearray(good)
         bad[chance.randrange(64 + 16)] ^= 1 << chance.randrange(8)
         await client.send(bytes(bad) + chance.randbytes(200))
@@ -448,8 +448,8 @@ async def test_hundreds_of_idle_clients_share_one_receive_buffer(start_node: Sta
     one = await start_node(1)
     clients = [await client_of(one) for _ in range(300)]
     assert len(one.transport.clients) == 300
-    assert all(connection.get_buffer(-1) is one.transport.receive_view for connection in one.transport.clients)
-    await clients[150].send(CLIENT_WRITER.submit(b"x" * (MIB + 17), 5))
+    assert all(connection.get_buffer(-1).obj is one.transport.receive_view.obj for connection in one.transport.clients)
+    await clients[150].send(b"".join(CLIENT_WRITER.submit(b"x" * (MIB + 17), 5)))
     assert (await one.handler.event("client_frame"))[1].body == b"x" * (MIB + 17)
     for client in clients:
         client.writer.close()
@@ -464,7 +464,7 @@ async def test_a_client_that_does_not_read_may_not_send_either(start_node: Start
     connection, _ = await one.handler.event("client_frame")
     answer = one.transport.writer.reply(1, 1, 1, 1, 0, 0, 1, bytes(MIB))
     while not connection.is_paused:
-        connection.send([answer])
+        connection.send(answer)
     assert not connection.tcp.is_reading()
     await client.send(CLIENT_WRITER.control({"op": "more"}))
     frames = 0

@@ -112,12 +112,12 @@ def facts(frame: Frame) -> tuple[object, ...]:
 
 SAMPLE_FRAMES = [
     make_writer().hello({"kind": "peer", "members": {1: "a:1"}}),
-    make_writer().submit(build_block([b"one", b"three", b""], 5, 6), 77, 1000),
+    b"".join(make_writer().submit(build_block([b"one", b"three", b""], 5, 6), 77, 1000)),
     make_writer().encode(FrameType.ACCEPT, 1 << 20, bytes(48), b"blocks" * 30),
     make_writer().encode(FrameType.HEARTBEAT, 9, bytes(24)),
     make_writer().encode(FrameType.NACK, 9, b""),
     make_writer().encode(FrameType.LEARN, 9, b"", b"body without head"),
-    make_writer().reply(1, 2, 3, 4, ReplyStatus.OK, 0, 5, b"results"),
+    b"".join(make_writer().reply(1, 2, 3, 4, ReplyStatus.OK, 0, 5, b"results")),
     make_writer().query(8, b"get"),
     make_writer().query_reply(8, ReplyStatus.OK, 0, 44, b"value"),
     make_writer().control({"op": "status", "request_id": 4}),
@@ -162,7 +162,7 @@ def test_frames_have_the_documented_bytes_and_read_back(
 @deterministic
 @given(st.binary(max_size=60), st.integers(0, UINT64_MAX), st.integers(0, UINT32_MAX))
 def test_submit(block: bytes, request_id: int, deadline_ms: int) -> None:
-    data = make_writer().submit(block, request_id, deadline_ms)
+    data = b"".join(make_writer().submit(block, request_id, deadline_ms))
     assert data == raw_frame(20, struct.pack("<QI4x", request_id, deadline_ms), block)
     frame = only_frame(data)
     assert parse_submit(frame) == (request_id, deadline_ms)
@@ -182,7 +182,7 @@ def test_reply(
     numbers: tuple[int, ...], command_count: int, status: ReplyStatus, leader_hint: int, slot_begin: int, results: bytes
 ) -> None:
     fields = (*numbers, command_count, status, leader_hint, slot_begin)
-    data = make_writer().reply(*fields, results)
+    data = b"".join(make_writer().reply(*fields, results))
     assert data == raw_frame(21, struct.pack("<QQQIHHQII", *fields, reference.crc32c(results), 0), results)
     reply = parse_reply(only_frame(data))
     assert isinstance(reply, Reply)
@@ -233,9 +233,9 @@ def test_query_reply(query_id: int, status: ReplyStatus, leader_hint: int, read_
 def test_parts_that_may_be_left_out() -> None:
     writer = make_writer()
     assert writer.encode(FrameType.NACK, 1, b"head") == writer.encode(FrameType.NACK, 1, b"head", b"")
-    assert parse_submit(only_frame(writer.submit(b"", 5))) == (5, 0)
+    assert parse_submit(only_frame(b"".join(writer.submit(b"", 5)))) == (5, 0)
     assert parse_query(only_frame(writer.query(1, b"get"))) == (1, 0, 0, 0, b"get")
-    assert parse_reply(only_frame(writer.reply(1, 2, 3, 4, 5, 6, 7))).results == b""
+    assert parse_reply(only_frame(b"".join(writer.reply(1, 2, 3, 4, 5, 6, 7)))).results == b""
     assert parse_query_reply(only_frame(writer.query_reply(1, 2, 3, 4))).result == b""
 
 

@@ -179,7 +179,7 @@ class SimClient:
         attempted.attempts += 1
         request_id = self._request_number()
         self._sent_ns = self.host.schedule.now_ns
-        self._send(node, self._writer.submit(attempted.write.block, request_id))
+        self._send(node, b"".join(self._writer.submit(attempted.write.block, request_id)))
 
     def _new_session(self) -> None:
         self._closing = False
