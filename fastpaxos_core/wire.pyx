@@ -371,7 +371,7 @@ cdef class FrameSplitter:
             PyBuffer_Release(&view)
 
     def get_buffer(self, size_hint=-1):
-        """Return a writable memoryview for the next bytes of the stream, yours until `buffer_updated`. Raises FrameError.
+        """Return a writable memoryview for the next bytes, yours until `buffer_updated`. Raises FrameError.
 
         A large rest of a head or body is received straight into its final place.
         """

@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from fastpaxos.statemachine import BatchRun, StateMachine
+from fastpaxos.statemachine import BatchRun, StateMachine, begin_batch
 
 if TYPE_CHECKING:
     from fastpaxos.service import ClientService
@@ -273,13 +273,19 @@ class Driver:
                     # All was no-ops, or the next batch must be read back first.
                     self._run = None
                     return False
-                run = BatchRun(machine, batch.view, batch.slot_begin, batch.now_ns)
-            results = run.step(clock_ns, max(1, deadline_ns - now_ns))
-            if results is None:
-                self._run = run
-                return True
+                begun = begin_batch(machine, batch.view, batch.slot_begin, batch.now_ns)
+            else:
+                begun = run
+            if isinstance(begun, BatchRun):
+                run = begun
+                results = run.step(clock_ns, max(1, deadline_ns - now_ns))
+                if results is None:
+                    self._run = run
+                    return True
+                run = None
+            else:
+                results = begun
             replica.complete_batch(results)
-            run = None
             now_ns = clock_ns()
             if now_ns >= deadline_ns:
                 self._run = None

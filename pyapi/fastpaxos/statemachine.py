@@ -35,6 +35,7 @@ __all__ = [
     "SnapshotWriter",
     "StateMachine",
     "apply_commands",
+    "begin_batch",
     "load_machine",
     "query_machine",
 ]
@@ -109,7 +110,7 @@ class QueryContext:
     now_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResultBlob:
     """A ready result blob (docs/protocol.md, "Result blob") that `apply_batch` may return instead of a sequence."""
 
@@ -303,7 +304,7 @@ class BatchRun:
         taken = 0
         try:
             if self._rest is None:
-                self._rest = self._call_batch()
+                self._rest = self._rest_of(self._machine.apply_batch(self._batch, self._context))
                 if self._blob is not None:
                     return
             # One more than there are commands is asked for and never two, however the work is sliced.
@@ -314,7 +315,7 @@ class BatchRun:
         except FATAL_ERRORS:
             raise
         except Exception as error:
-            self._fail_all(failure_of(error, self._message_bytes_max()))
+            self.fail(error)
             return
         given = len(self._results)
         if given > self._count or (taken < stride and given < self._count):
@@ -323,8 +324,23 @@ class BatchRun:
         elif taken < stride:
             self._blob = encode_results(self._results)
 
-    def _call_batch(self) -> Iterator[Any]:
-        returned: object = self._machine.apply_batch(self._batch, self._context)
+    def take(self, returned: object) -> bytes | None:
+        """Go on from what `apply_batch` has returned already. Returns the result blob if that is all."""
+        try:
+            self._rest = self._rest_of(returned)
+        except FATAL_ERRORS:
+            raise
+        except Exception as error:
+            self.fail(error)
+        return self._blob
+
+    def fail(self, error: Exception) -> bytes:
+        """Every command of the batch has this error. Returns the result blob."""
+        self._fail_all(failure_of(error, self._message_bytes_max()))
+        assert self._blob is not None
+        return self._blob
+
+    def _rest_of(self, returned: object) -> Iterator[Any]:
         if isinstance(returned, ResultBlob):
             self._check_blob(returned.data)
             self._blob = returned.data
@@ -336,10 +352,7 @@ class BatchRun:
     def _check_blob(self, data: bytes) -> None:
         if type(data) is not bytes or len(data) > BATCH_RESULT_BYTES_MAX + 4 * self._count:
             raise ValueError(f"apply_batch returned a result blob that is no bytes object or too large: {len(data)}")
-        uniform_prefix = b"\x01\x01\x00\x00"
-        # Uniform and without errors, as most are: only the total can be wrong.
-        is_plain = data[:4] == uniform_prefix and data[4:8] == self._count.to_bytes(4, "little")
-        if is_plain and (len(data) - 8) % self._count == 0:
+        if _is_plain(data, self._count):
             return
         try:
             decode_results(data, self._count)
@@ -354,6 +367,30 @@ class BatchRun:
     def _fail_all(self, failure: CommandFailure) -> None:
         self._results = []
         self._blob = failure_results(self._count, failure)
+
+
+def _is_plain(data: bytes, count: int) -> bool:
+    """Uniform and without errors, as most blobs are: only the total could be wrong, and is not."""
+    header = b"\x01\x01\x00\x00" + count.to_bytes(4, "little")
+    return data[:8] == header and (len(data) - 8) % count == 0
+
+
+def begin_batch(machine: StateMachine, batch: BlockView, slot_begin: int, now_ns: int) -> bytes | BatchRun:
+    """Start to apply a batch. Returns its result blob if the machine gives that at once, else the run to go on with."""
+    if type(machine).apply_batch is StateMachine.apply_batch:
+        return BatchRun(machine, batch, slot_begin, now_ns)
+    try:
+        returned = machine.apply_batch(batch, ApplyContext(slot_begin, now_ns))
+    except FATAL_ERRORS:
+        raise
+    except Exception as error:
+        return BatchRun(machine, batch, slot_begin, now_ns).fail(error)
+    if type(returned) is ResultBlob:
+        data = returned.data
+        if type(data) is bytes and len(data) <= BATCH_RESULT_BYTES_MAX and _is_plain(data, len(batch)):
+            return data
+    run = BatchRun(machine, batch, slot_begin, now_ns)
+    return run.take(returned) or run
 
 
 def apply_commands(machine: StateMachine, batch: BlockView, slot_begin: int, now_ns: int) -> bytes:
