@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from fastpaxos.cli.load_processes import (
     START_TIMEOUT_S,
     cluster_to_load,
     run_load_processes,
+    run_plan,
     settled_count,
     split_plan,
 )
@@ -152,21 +149,11 @@ def measure(common: Bench, plan: LoadPlan, described: dict[str, object]) -> int:
 @click.argument("plan_json")
 def load(plan_json: str) -> int:
     """Run one load process of `bench closed`; the result is JSON on stdout."""
-    fields = json.loads(plan_json)
-    fields["cluster"] = {int(node_id): address for node_id, address in fields["cluster"].items()}
 
-    async def run() -> int:
-        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), end_with_parent)
-        print_json((await run_load(LoadPlan(**fields))).to_map())
-        return 0
+    async def work(fields: dict[str, Any]) -> dict[str, Any]:
+        return (await run_load(LoadPlan(**fields))).to_map()
 
-    return run_loop(run())
-
-
-def end_with_parent() -> None:
-    """End this load process when its standard input ends: there is nobody left to report to."""
-    if not os.read(sys.stdin.fileno(), 4096):
-        os._exit(1)
+    return run_plan(plan_json, work)
 
 
 def make_report(results: list[LoadResult], seconds: float, setup: dict[str, object], applied: int) -> dict[str, Any]:
