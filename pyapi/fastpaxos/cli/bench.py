@@ -31,6 +31,7 @@ from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
 from fastpaxos.cli.options import print_json, progress
 from fastpaxos.cli.recovery import recovery
 from fastpaxos.cli.sweep import sweep
+from fastpaxos.cli.ycsb import ycsb, ycsb_load
 from fastpaxos.runtime import run as run_loop
 
 __all__ = ["bench"]
@@ -48,6 +49,8 @@ bench.add_command(floor)
 bench.add_command(failover)
 bench.add_command(recovery)
 bench.add_command(sweep)
+bench.add_command(ycsb)
+bench.add_command(ycsb_load)
 
 
 @bench.command()
