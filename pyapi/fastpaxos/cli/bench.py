@@ -29,6 +29,7 @@ from fastpaxos.cli.load_processes import (
 )
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
 from fastpaxos.cli.options import print_json, progress
+from fastpaxos.cli.payloads import payloads
 from fastpaxos.cli.recovery import recovery
 from fastpaxos.cli.sweep import sweep
 from fastpaxos.cli.ycsb import ycsb, ycsb_load
@@ -47,6 +48,7 @@ def bench() -> None:
 
 bench.add_command(floor)
 bench.add_command(failover)
+bench.add_command(payloads)
 bench.add_command(recovery)
 bench.add_command(sweep)
 bench.add_command(ycsb)
