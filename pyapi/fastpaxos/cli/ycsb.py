@@ -30,7 +30,7 @@ from fastpaxos.cli.load_processes import (
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
 from fastpaxos.cli.options import json_option, print_json, progress
 from fastpaxos.cli.status import wait_for
-from fastpaxos.cli.ycsb_load import YcsbPlan, YcsbResult, run_ycsb_load
+from fastpaxos.cli.ycsb_load import WRITE_BACKS, YcsbPlan, YcsbResult, run_ycsb_load
 from fastpaxos.cli.ycsb_records import KEY_PREFIX, WORKLOADS, RecordForm, keys_of
 from fastpaxos.client import Client
 from fastpaxos.config import DURABILITY_MODES
@@ -58,6 +58,13 @@ ALL = "all"
     "--field-bytes", type=click.IntRange(8, VALUE_BYTES_MAX), default=100, show_default=True, help="Bytes of a field."
 )
 @click.option("--distribution", type=click.Choice(DISTRIBUTIONS), help="Instead of the workload's own.")
+@click.option(
+    "--write-back",
+    type=click.Choice(WRITE_BACKS),
+    default=WRITE_BACKS[0],
+    show_default=True,
+    help="Of a read-modify-write: if unchanged, else again; or in any case, as YCSB itself.",
+)
 @click.option("--clients", type=click.IntRange(1, 4096), default=16, show_default=True, help="Sessions.")
 @click.option(
     "--pipeline", type=click.IntRange(1, 4096), default=8, show_default=True, help="Operations each has open."
@@ -75,6 +82,7 @@ def ycsb(
     fields: int,
     field_bytes: int,
     distribution: str | None,
+    write_back: str,
     clients: int,
     pipeline: int,
     seconds: float,
@@ -93,21 +101,25 @@ def ycsb(
     C  100% read                   F  50% read, 50% read-modify-write
 
     Reads and scans are linearizable. A record is one value: an update writes all of it; a read-modify-write replaces
-    one field and stores the record if its revision is still the one that was read, else it tries again. Replicas and
-    load run in processes of their own. The exit code is 1 if an operation failed, if an answer contradicts what was
-    acknowledged, or if in the end the records are not exactly those that were acknowledged, on all replicas.
+    one field and stores the record if its revision is still the one that was read, else it tries again: hot records
+    are fought for. Replicas and load run in processes of their own. The exit code is 1 if an operation failed, if an
+    answer contradicts what was acknowledged, or if in the end the records are not exactly those that were
+    acknowledged, on all replicas.
     """
     if load_processes > clients:
         raise click.UsageError(f"{load_processes} load processes need as many --clients, not {clients}")
     if fields * field_bytes > VALUE_BYTES_MAX:
         raise click.UsageError(f"a record of {fields} x {field_bytes} bytes exceeds {VALUE_BYTES_MAX} bytes")
     names = [*WORKLOADS] if workload == ALL else [workload]
-    plan = YcsbPlan({}, "", distribution or "", records, fields, field_bytes, clients, pipeline, seconds, warmup)
+    plan = YcsbPlan(
+        {}, "", distribution or "", records, fields, field_bytes, clients, pipeline, seconds, warmup, write_back
+    )
     with interruptible(), work_folder(keep) as folder:
         setup = describe_machine() | {
             "records": records,
             "record_bytes": fields * field_bytes,
             "fields": fields,
+            "write_back": write_back,
             "clients": clients,
             "pipeline": pipeline,
             "seconds": seconds,

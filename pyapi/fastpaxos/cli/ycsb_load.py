@@ -32,7 +32,7 @@ from fastpaxos.errors import FastPaxosError
 from fastpaxos.kv import KeyValue, KeyValueClient
 from fastpaxos_core.block import crc32c
 
-__all__ = ["KindResult", "WrongAnswer", "YcsbPlan", "YcsbResult", "run_ycsb_load"]
+__all__ = ["WRITE_BACKS", "KindResult", "WrongAnswer", "YcsbPlan", "YcsbResult", "run_ycsb_load"]
 
 TIMEOUT_S = 30.0
 REFUSED_PAUSE_S = 0.01
@@ -40,6 +40,7 @@ ERROR_TEXTS_MAX = 3
 SAMPLES_HELD_MAX = 10_000
 KINDS_AT_ONCE = 1024
 SWAPS_MAX = 1_000
+WRITE_BACKS = ("swap", "put")
 STAMPS_PER_PROCESS = 1 << 40
 
 
@@ -51,8 +52,8 @@ class WrongAnswer(FastPaxosError):  # noqa: N818 - it says what happened
 class YcsbPlan:
     """What one load process does: `clients` sessions, each with `pipeline` operations open, on the loaded `records`.
 
-    It is number `process` of `processes`: each inserts records of its own. Nothing is measured in the first `warmup_s`;
-    then `seconds` are.
+    It is number `process` of `processes`: each inserts records of its own. `write_back` is one of `WRITE_BACKS`.
+    Nothing is measured in the first `warmup_s`; then `seconds` are.
     """
 
     cluster: dict[int, str]
@@ -65,6 +66,7 @@ class YcsbPlan:
     pipeline: int
     seconds: float
     warmup_s: float
+    write_back: str = "swap"
     process: int = 0
     processes: int = 1
 
@@ -241,10 +243,15 @@ class YcsbLoad:
         return len(found)
 
     async def read_modify_write(self, client: KeyValueClient) -> int:
-        """Read one record, replace one of its fields, and store it if nobody else changed it meanwhile; else again."""
+        """Read one record, replace one of its fields, and store it: whatever happened meanwhile ("put"), or only if
+        nobody changed it, and else again ("swap")."""
         number = self._choice.choose()
         key = self._key(number)
         current = await self._get(client, number)
+        if self.plan.write_back == "put":
+            value = self._form.with_new_field(current.value, next(self._stamps))
+            self._acknowledged(number, (await client.put(key, value, timeout=TIMEOUT_S)).revision, value)
+            return 0
         for _ in range(SWAPS_MAX):
             value = self._form.with_new_field(current.value, next(self._stamps))
             result = await client.compare_and_set(key, value, expected_revision=current.mod_revision, timeout=TIMEOUT_S)
