@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count, islice
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from fastpaxos import kv
 from fastpaxos.cli import main
 from fastpaxos.cli.latency import LatencyHistogram
-from fastpaxos.cli.ycsb import bytes_max, count_wrong, describe_rows, expected_records, split_ycsb_plan
+from fastpaxos.cli.ycsb import bytes_max, count_wrong, describe_rows, expected_records, is_right, split_ycsb_plan
 from fastpaxos.cli.ycsb_load import STAMPS_PER_PROCESS, KindResult, WrongAnswer, YcsbLoad, YcsbPlan, YcsbResult
 from fastpaxos.cli.ycsb_records import (
     INSERT,
@@ -29,34 +29,32 @@ from fastpaxos.cli.ycsb_records import (
     keys_of,
 )
 from fastpaxos.kv import KeyValue, KeyValueClient, KeyValueMachine
-from fastpaxos.statemachine import ApplyContext, QueryContext
+from kv_client import APPLY, LocalClient
 
 PLAN = YcsbPlan({}, "A", "zipfian", 200, 4, 16, 1, 1, 1.0, 0.0)
 FORM = RecordForm(4, 16)
 
 
-class MachineClient:
-    """Applies at once in this process; `meddle` is called before each command, and `forge` changes answers of reads."""
+class MeddlingClient(LocalClient):
+    """`meddle` is called before each command, and `forge` changes the answers of reads."""
 
-    def __init__(self, machine: KeyValueMachine) -> None:
-        self.machine = machine
-        self.meddle = lambda: None
-        self.forge = lambda answer: answer
+    def __init__(self) -> None:
+        super().__init__(KeyValueMachine())
+        self.meddle: Callable[[], None] = lambda: None
+        self.forge: Callable[[Any], Any] = lambda answer: answer
 
     async def execute(self, command: bytes, *, timeout: float | None = None) -> bytes:
         self.meddle()
-        return self.machine.apply(command, ApplyContext(1, 1))
-
-    async def execute_many(self, commands: Sequence[bytes], *, timeout: float | None = None) -> list[Any]:
-        return [self.machine.apply(command, ApplyContext(1, 1)) for command in commands]
+        return await super().execute(command, timeout=timeout)
 
     async def query(self, request: bytes, *, timeout: float | None = None) -> bytes:
-        answer: bytes = msgpack.packb(self.forge(msgpack.unpackb(self.machine.query(request, QueryContext(1, 1)))))
-        return answer
+        answer = msgpack.unpackb(await super().query(request, timeout=timeout))
+        forged: bytes = msgpack.packb(self.forge(answer))
+        return forged
 
 
-def loaded_client() -> tuple[MachineClient, KeyValueClient]:
-    client = MachineClient(KeyValueMachine())
+def loaded_client() -> tuple[MeddlingClient, KeyValueClient]:
+    client = MeddlingClient()
     typed = KeyValueClient(client)
     asyncio.run(typed.put_many(FORM.loaded(PLAN.records)))
     return client, typed
@@ -199,7 +197,7 @@ def test_a_swap_that_another_session_forestalls_is_tried_again() -> None:
         if others:
             others -= 1
             for key, value in FORM.loaded(PLAN.records):
-                raw.machine.apply(kv.encode_put(key, value), ApplyContext(1, 1))
+                raw.machine.apply(kv.encode_put(key, value), APPLY)
 
     raw.meddle = meddle
     repeat(load, READ_MODIFY_WRITE, client)
@@ -256,6 +254,14 @@ def test_rows_join_load_processes_and_kinds() -> None:
         ("all", 40, 20, 4),
     ]
     assert all(row["latency_us"]["p50"] == pytest.approx(2.0, rel=0.01) for row in rows)
+
+
+def test_anything_wrong_is_a_failure() -> None:
+    right = {"wrong": 0, "changes": 7, "acknowledged": 7, "digests_equal": True}
+    assert is_right(0, right)
+    assert not is_right(1, right)
+    for wrong in ({"wrong": 1}, {"changes": 6}, {"changes": 8}, {"digests_equal": False}):
+        assert not is_right(0, right | wrong)
 
 
 def test_room_grows_with_what_is_loaded() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -216,8 +216,7 @@ def measure_workload(plan: YcsbPlan, load_processes: int) -> dict[str, Any]:
     }
     if scans := measured.get("scan"):
         report["entries_per_scan"] = round(sum(result.entries for result in results) / scans, 1)
-    is_right = errors == 0 and check["wrong"] == 0 and check["changes"] == check["acknowledged"]
-    return report | check | {"verdict": is_right and check["digests_equal"], "rows": rows}
+    return report | check | {"verdict": is_right(errors, check), "rows": rows}
 
 
 async def load_records(plan: YcsbPlan) -> float:
@@ -259,6 +258,11 @@ def describe_row(plan: YcsbPlan, kind: str, measured: int, errors: int, histogra
 
 
 # --- what must be there in the end ------------------------------------------------------------------------------------
+
+
+def is_right(errors: int, check: Mapping[str, Any]) -> bool:
+    """Every operation was answered, and the records are exactly what was acknowledged, everywhere."""
+    return errors == 0 and check["wrong"] == 0 and check["changes"] == check["acknowledged"] and check["digests_equal"]
 
 
 async def check_records(plan: YcsbPlan, results: list[YcsbResult]) -> dict[str, Any]:
