@@ -205,10 +205,9 @@ def describe_size(size: int, known: _Size, floors: Sequence[dict[str, Any]]) -> 
     """One size: medians of the rounds."""
     commands = median(known.commands_per_second)
     block_bytes = len(build_block([bytes(size)] * known.batch, 1, 1))
-    ratios = [
-        speed / known.batch * block_bytes / found["bytes_per_second"]
-        for speed, found in zip(known.commands_per_second, floors, strict=False)
-    ]
+    blocks = [speed / known.batch for speed in known.commands_per_second]
+    pairs = zip(blocks, floors, strict=True) if floors else ()
+    ratios = [speed * block_bytes / found["bytes_per_second"] for speed, found in pairs]
     return {
         "payload_bytes": size,
         "batch": known.batch,
