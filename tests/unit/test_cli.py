@@ -407,6 +407,8 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("bench", "failover"),
         ("bench", "recovery"),
         ("bench", "sweep"),
+        ("bench", "ycsb"),
+        ("bench", "payloads"),
         ("journal",),
         ("journal", "inspect"),
         ("journal", "verify"),
