@@ -159,7 +159,10 @@ class CommandQueue:
     def sweep(self, now_ns: int) -> list[Any]:
         """Drop every command whose deadline has passed and return their waiters."""
         expired: list[Any] = []
-        if not self._blocks or min(block.deadline_ns for block in self._blocks) > now_ns:
+        for block in self._blocks:
+            if block.deadline_ns <= now_ns:
+                break
+        else:
             return expired
         kept: deque[PendingBlock] = deque()
         for block in self._blocks:

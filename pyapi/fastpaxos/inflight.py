@@ -89,6 +89,8 @@ class InflightBlocks:
 
     def is_owed(self) -> bool:
         """Whether some block is on its way and has neither answer nor refusal."""
+        if not self.needs_resend:
+            return bool(self._blocks)
         return any(not block.needs_send for block in self._blocks.values())
 
     def live_waiters(self) -> list[Any]:

@@ -93,8 +93,10 @@ class PendingWork:
 
     def submit(self, command: bytes, waiter: Any, deadline_ns: int) -> None:
         """Queue one command. Raises Busy, TooLarge, Closed."""
-        self.check_room(len(command))
-        self.queue.add(command, waiter, deadline_ns, self.room_bytes)
+        room_bytes = self.room_bytes
+        if len(command) > room_bytes or self._is_closing:
+            self.check_room(len(command))
+        self.queue.add(command, waiter, deadline_ns, room_bytes)
 
     def submit_list(self, commands: list[bytes], waiter: Any, deadline_ns: int) -> None:
         """Queue `commands`, all of them bytes, as exactly one block with one waiter, which gets a sequence of results.
@@ -168,7 +170,9 @@ class PendingWork:
                 self._answers.one(query.waiter, not_sent())
 
     def _sweep_queue(self, now_ns: int, not_sent: Callable[[], NotApplied]) -> None:
-        self._answers.fail(self.queue.sweep(now_ns), not_sent)
+        expired = self.queue.sweep(now_ns)
+        if expired:
+            self._answers.fail(expired, not_sent)
 
     def _answer_gone(self, block: PendingBlock) -> None:
         text = "the command was applied, but the cluster no longer keeps its result; read the state to see it"

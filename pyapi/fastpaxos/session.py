@@ -77,7 +77,13 @@ class ConnectionState(Enum):
 
 
 DISCONNECTED = ConnectionState.DISCONNECTED
+GREETING = ConnectionState.GREETING
 READY = ConnectionState.READY
+
+HELLO = int(FrameType.HELLO)
+CONTROL = int(FrameType.CONTROL)
+REPLY = int(FrameType.REPLY)
+QUERY_REPLY = int(FrameType.QUERY_REPLY)
 
 
 class Session(PendingWork):
@@ -175,7 +181,7 @@ class Session(PendingWork):
     def connected(self, now_ns: int) -> None:
         """A connection to `address` stands: greet."""
         self._address = self.choice.target
-        self._state = ConnectionState.GREETING
+        self._state = GREETING
         self._node_id = 0
         self._since_ns = self._heard_ns = now_ns
         self._out = [self._writer.hello(client_hello(self._incarnation, self.cluster_id))]
@@ -279,21 +285,21 @@ class Session(PendingWork):
 
     def _dispatch(self, frame: Frame, now_ns: int) -> None:
         frame_type = frame.type
-        if frame_type == FrameType.HELLO:
-            self._handle_hello(check_hello(parse_mapping(frame)), now_ns)
-        elif frame_type == FrameType.CONTROL:
-            self._handle_control(parse_mapping(frame), now_ns)
-        elif self._state is ConnectionState.GREETING:
-            raise FrameError(f"the first frame is {frame!r}, it is no hello")
-        elif frame_type == FrameType.REPLY:
+        if frame_type == REPLY and self._state is not GREETING:
             self._handle_reply(parse_reply(frame), now_ns)
-        elif frame_type == FrameType.QUERY_REPLY:
+        elif frame_type == HELLO:
+            self._handle_hello(check_hello(parse_mapping(frame)), now_ns)
+        elif frame_type == CONTROL:
+            self._handle_control(parse_mapping(frame), now_ns)
+        elif self._state is GREETING:
+            raise FrameError(f"the first frame is {frame!r}, it is no hello")
+        elif frame_type == QUERY_REPLY:
             self._handle_query_reply(parse_query_reply(frame), now_ns)
         else:
             raise FrameError(f"a node sent its client {frame!r}")
 
     def _handle_hello(self, hello: Hello, now_ns: int) -> None:
-        if self._state is not ConnectionState.GREETING:
+        if self._state is not GREETING:
             raise FrameError("a second hello on one connection")
         check_node_hello(hello, self._address, self.cluster_id)
         if hello.cluster_id and not self.cluster_id:
@@ -313,7 +319,7 @@ class Session(PendingWork):
         request_id = message.get("request_id")
         if operation == "refused":
             raise refusal_error(message, self._address)
-        if self._state is ConnectionState.GREETING:
+        if self._state is GREETING:
             raise FrameError(f"the first frame is the control message {operation!r}, it is no hello")
         if operation == "leader_changed":
             self._follow(message, now_ns)
@@ -490,7 +496,7 @@ class Session(PendingWork):
     def _is_owed(self) -> bool:
         """Whether the node owes an answer."""
         return bool(
-            self._state is ConnectionState.GREETING
+            self._state is GREETING
             or self._open_request
             or self._close_request
             or self._inflight.is_owed()
