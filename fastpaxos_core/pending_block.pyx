@@ -138,7 +138,7 @@ cdef class PendingBlock:
 
 
 def answer_waiters(waiters, results) -> None:
-    """Give each waiter its result with `set_result`, unless it is None or `done()`. Raises ValueError if counts differ."""
+    """Give each waiter its result with `set_result`, unless it is None or `done()`. ValueError: counts differ."""
     if len(waiters) != len(results):
         raise ValueError(f"{len(results)} results for {len(waiters)} waiters")
     for waiter, result in zip(waiters, results):

@@ -221,7 +221,7 @@ def test_a_client_that_is_gone_gets_nothing_and_holds_nothing() -> None:
 def test_answers_of_one_turn_leave_in_one_write() -> None:
     world = World()
     blocks = [build_block([b"x"], 5, sequence) for sequence in range(1, 6)]
-    world.ask(b"".join(WRITER.submit(block, number) for number, block in enumerate(blocks)))
+    world.ask(b"".join(b"".join(WRITER.submit(block, number)) for number, block in enumerate(blocks)))
     world.replica.replies = [(taken[2], 0, 5, 1, 1, 7, b"") for taken in world.replica.taken]
     world.service.answer_blocks()
     world.service.flush()
