@@ -25,21 +25,22 @@ from fastpaxos.cli.load import LoadPlan, LoadResult, run_load
 from fastpaxos.cli.load_processes import (
     SETTLE_TIMEOUT_S,
     START_TIMEOUT_S,
+    check_block,
     cluster_to_load,
     run_load_processes,
     settled_count,
     split_plan,
 )
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
-from fastpaxos.cli.options import print_json, progress
+from fastpaxos.cli.options import phase, print_json
 from fastpaxos.cli.recovery import recovery
+from fastpaxos.cli.report import report_command, show_report
 from fastpaxos.cli.sweep import sweep
 from fastpaxos.runtime import run as run_loop
 
 __all__ = ["bench"]
 
 MIB = 1024 * 1024
-BLOCK_BYTES_MAX = 1 * MIB
 
 
 @click.group()
@@ -51,6 +52,7 @@ bench.add_command(floor)
 bench.add_command(failover)
 bench.add_command(recovery)
 bench.add_command(sweep)
+bench.add_command(report_command)
 
 
 @bench.command()
@@ -101,34 +103,34 @@ def open_load(common: Bench, rate: float, arrivals: str, batch: int) -> int:
 
 def measure(common: Bench, plan: LoadPlan, described: dict[str, object]) -> int:
     """Run a load on a cluster and report; return the exit code."""
-    if plan.batch * (common.payload + 4) > BLOCK_BYTES_MAX - 4096:
-        raise click.UsageError(
-            f"a block of {plan.batch} x {common.payload} bytes exceeds {BLOCK_BYTES_MAX} bytes; lower --batch"
-        )
+    check_block(plan.batch, common.payload)
     seconds = common.seconds
     with interruptible(), work_folder(common.keep) as folder:
         setup = (
-            describe_machine()
+            describe_machine(folder)
             | described
             | {
                 "clients": common.clients,
                 "payload_bytes": common.payload,
                 "seconds": seconds,
                 "warmup_seconds": common.warmup,
+                "load_generator": "processes of its own",
                 "load_processes": common.load_processes,
                 "loopback_us": loopback_us(),
                 "fdatasync_us": fdatasync_us(folder),
             }
         )
-        needed_bytes = journal_bytes_max(common.replicas, seconds + common.warmup, common.payload)
+        rate = plan.rate * plan.batch or None
+        length = seconds + common.warmup
+        needed_bytes = journal_bytes_max(common.replicas, length, common.payload, plan.batch, rate=rate)
         with cluster_to_load(folder, common.connect, common.replicas, common.durability, needed_bytes) as (
             cluster,
             processes,
         ):
             before = run_loop(settled_count(cluster, "the election of a leader", START_TIMEOUT_S, leader=True))
-            progress(f"measuring for {seconds:g} s")
             plans = split_plan(replace(plan, cluster=cluster), common.load_processes)
-            results = run_load_processes(plans)
+            with phase("measuring", length):
+                results = run_load_processes(plans)
             after = run_loop(settled_count(cluster, "catching up", SETTLE_TIMEOUT_S, leader=False))
             report = make_report(results, seconds, setup, applied=after[0] - before[0])
             durability = after[1][0].get("durability", common.durability)
@@ -145,7 +147,7 @@ def measure(common: Bench, plan: LoadPlan, described: dict[str, object]) -> int:
                 for entry in after[1]
             ]
         report["digests_equal"] = len({entry["digest"] for entry in report["replicas"]}) == 1
-    return show(report, common.as_json)
+    return show({"benchmark": str(described["load"])} | report, common.as_json, common.html)
 
 
 @bench.command(hidden=True)
@@ -177,6 +179,7 @@ def make_report(results: list[LoadResult], seconds: float, setup: dict[str, obje
     return {
         "commands_per_second": round(sum(result.measured for result in results) / seconds),
         "latency_us": histogram.percentiles_us(),
+        "histogram": histogram.to_hdr(),
         "blocks_measured": histogram.samples,
         "late_ms_max": round(max(result.late_ns_max for result in results) / 1e6, 3),
         "acknowledged": sum(result.acknowledged for result in results),
@@ -197,7 +200,7 @@ def resident_bytes_max(pid: int) -> int | None:
     return found[0] if found else None
 
 
-def show(report: dict[str, Any], as_json: bool) -> int:
+def show(report: dict[str, Any], as_json: bool, html: Path | None = None) -> int:
     """Print the report; return the exit code."""
     # A command whose answer was lost may be applied: with errors there may be more, never fewer.
     applied_as_acknowledged = (
@@ -206,10 +209,7 @@ def show(report: dict[str, Any], as_json: bool) -> int:
         else report["applied"] >= report["acknowledged"]
     )
     report["verdict"] = bool(applied_as_acknowledged and report["errors"] == 0 and report["digests_equal"])
-    if as_json:
-        print_json(report)
-    else:
-        print_report(report)
+    show_report(report, as_json=as_json, html=html, print_text=print_report)
     return 0 if report["verdict"] else 1
 
 

@@ -16,7 +16,8 @@ from fastpaxos.cli.cluster_process import check_room, interruptible, work_folder
 from fastpaxos.cli.floor_node import FILE_BYTES, FloorPlan, run_client, run_follower, run_leader
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
-from fastpaxos.cli.options import json_option, print_json, progress
+from fastpaxos.cli.options import json_option, phase, progress
+from fastpaxos.cli.report import html_option, show_report
 from fastpaxos.config import DURABILITY_MODES
 
 __all__ = ["floor", "measure_floor"]
@@ -38,8 +39,15 @@ SYNCS = {"fsync": ("inline", "thread"), "write": ("none",), "memory": ("off",)}
 @click.option("--durability", type=click.Choice(DURABILITY_MODES), default="fsync", show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.1, 600.0), default=4.0, show_default=True, help="Measured time.")
 @json_option
+@html_option
 def floor(
-    replicas: int, payload: int | None, window: int | None, durability: str, seconds: float, as_json: bool
+    replicas: int,
+    payload: int | None,
+    window: int | None,
+    durability: str,
+    seconds: float,
+    as_json: bool,
+    html: Path | None,
 ) -> int:
     """Move and sync bytes over the hops of a cluster, without consensus: the bound that a cluster is measured against.
 
@@ -47,12 +55,9 @@ def floor(
     one frame of 64 bytes at a time, with the better way of syncing.
     """
     with interruptible(), work_folder(None) as folder:
-        check_room(folder, 2 * replicas * FILE_BYTES)
+        check_room(folder, len(SYNCS[durability]) * replicas * FILE_BYTES)
         report = measure_floor(folder, replicas, durability, seconds, payload, window)
-    if as_json:
-        print_json(report)
-    else:
-        print_floor(report)
+    show_report(report, as_json=as_json, html=html, print_text=print_floor)
     return 0
 
 
@@ -73,30 +78,37 @@ def measure_floor(
     latencies: dict[str, LatencyHistogram] = {}
     with contextlib.ExitStack() as stack:
         leaders = {sync: stack.enter_context(floor_cluster(folder, replicas, sync)) for sync in syncs}
-        progress(f"{len(syncs) * len(plans)} trials")
         for sync, leader in leaders.items():
-            for plan in plans:
-                speeds[sync, plan] = bytes_per_second(plan, run_client(plan, leader)[0])
+            with phase(f"{len(plans)} trials, sync {sync}", len(plans) * (TRIAL_S + TRIAL_WARMUP_S)):
+                for plan in plans:
+                    speeds[sync, plan] = bytes_per_second(plan, run_client(plan, leader)[0])
             alone = FloorPlan(LATENCY_PAYLOAD_BYTES, 1, seconds / 2, TRIAL_WARMUP_S)
-            latencies[sync] = run_client(alone, leader)[1]
+            with phase(f"one frame at a time, sync {sync}", alone.seconds + alone.warmup_s):
+                latencies[sync] = run_client(alone, leader)[1]
         best, trial = max(speeds, key=lambda key: speeds[key])
         progress(f"throughput: frames of {trial.payload_bytes} bytes, {trial.window} in flight, sync {best}")
         plan = replace(trial, seconds=seconds, warmup_s=1.0)
-        frames, histogram = run_client(plan, leaders[best])
+        with phase("throughput", plan.seconds + plan.warmup_s):
+            frames, histogram = run_client(plan, leaders[best])
     quick = min(latencies, key=lambda sync: latencies[sync].percentile_ns(50.0))
     return {
+        "benchmark": "floor",
         "bytes_per_second": round(bytes_per_second(plan, frames)),
         "frames_per_second": round(frames / plan.seconds, 1),
         "payload_bytes_per_frame": plan.payload_bytes,
         "window": plan.window,
         "sync": best,
         "frame_latency_us": histogram.percentiles_us(),
+        "frame_histogram": histogram.to_hdr(),
         "latency_us": latencies[quick].percentiles_us(),
+        "histogram": latencies[quick].to_hdr(),
         "latency_sync": quick,
-        "setup": describe_machine()
+        "setup": describe_machine(folder)
         | {
             "replicas": replicas,
             "durability": durability,
+            "payload_bytes": plan.payload_bytes,
+            "load_generator": "a process of its own",
             "seconds": seconds,
             "loopback_us": loopback_us(),
             "fdatasync_us": fdatasync_us(folder),

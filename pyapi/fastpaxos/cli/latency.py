@@ -9,9 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["LatencyHistogram", "Percentiles"]
 
-SUB_BUCKET_BITS = 8
+SUB_BUCKET_BITS = 11
 SUB_BUCKETS = 1 << SUB_BUCKET_BITS
 BUCKETS = 64 * SUB_BUCKETS // 2
+SIGNIFICANT_DIGITS = 3  # what 1,024 buckets for each power of two are called in HdrHistogram
+HDR_NS_MAX = 3_600_000_000_000
 
 
 class Percentiles(TypedDict):
@@ -24,8 +26,12 @@ class Percentiles(TypedDict):
 
 
 class LatencyHistogram:
-    """Counts of nanoseconds in log-linear buckets: each power of two is cut into 128, so a value read back is at
-    most 0.8 % above the one that was recorded. The largest sample is kept exactly."""
+    """Counts of nanoseconds in the buckets of an HdrHistogram of 3 digits: each power of two is cut into 1,024, so a
+    value read back is at most 0.1 % above the one that was recorded. The largest sample is kept exactly.
+
+    Recording is our own because it takes whole arrays: the load generator must not spend its time on one call per
+    sample. What leaves this program is written and read by the library `hdrhistogram`.
+    """
 
     def __init__(self) -> None:
         self.counts = np.zeros(BUCKETS, dtype=np.uint64)
@@ -44,7 +50,9 @@ class LatencyHistogram:
         if int(values.min()) < 0:
             raise ValueError(f"a latency of {int(values.min())} ns is negative")
         self.max_ns = max(self.max_ns, int(values.max()))
-        self.counts += np.bincount(bucket_of(values), minlength=BUCKETS).astype(np.uint64)
+        # Only as far as the largest sample: the buckets of hours are not touched for microseconds.
+        counts = np.bincount(bucket_of(values))
+        self.counts[: len(counts)] += counts.astype(np.uint64)
 
     def percentile_ns(self, percent: float) -> int:
         """Return the smallest bucket bound such that `percent` of the samples are at or below it; 0 without samples."""
@@ -83,9 +91,34 @@ class LatencyHistogram:
             histogram.counts[bucket] = count
         return histogram
 
+    def to_hdr(self) -> str | None:
+        """Return the histogram in HdrHistogram's own form (V2, compressed, base64; nanoseconds; an hour and more
+        count as an hour), or None where the library `hdrhistogram` is not installed."""
+        try:
+            from hdrh.histogram import HdrHistogram
+        except ImportError:
+            return None
+        histogram = HdrHistogram(1, HDR_NS_MAX, SIGNIFICANT_DIGITS)
+        for bucket in np.flatnonzero(self.counts):
+            histogram.record_value(min(bucket_end(int(bucket)), HDR_NS_MAX), int(self.counts[bucket]))
+        encoded: bytes = histogram.encode()
+        return encoded.decode("ascii")
+
+    @classmethod
+    def from_hdr(cls, encoded: str) -> LatencyHistogram:
+        """Read what `to_hdr` gave. The largest sample is only known to within its bucket. Needs `hdrhistogram`."""
+        from hdrh.histogram import HdrHistogram
+
+        histogram = cls()
+        for item in HdrHistogram.decode(encoded).get_recorded_iterator():
+            bucket = int(bucket_of(np.array([item.value_iterated_to]))[0])
+            histogram.counts[bucket] += np.uint64(item.count_added_in_this_iter_step)
+            histogram.max_ns = max(histogram.max_ns, bucket_end(bucket))
+        return histogram
+
 
 def bucket_of(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the bucket of each value: the value itself below 256, then 128 buckets for each further power of two."""
+    """Return the bucket of each value: the value itself below 2,048, then 1,024 for each further power of two."""
     exponent = np.frexp(values.astype(np.float64))[1].astype(np.int64)
     shift = np.maximum(exponent - SUB_BUCKET_BITS, 0)
     buckets: NDArray[np.int64] = shift * (SUB_BUCKETS // 2) + (values >> shift)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -11,7 +13,7 @@ import click
 from fastpaxos.config import parse_cluster
 from fastpaxos.errors import ConfigError
 
-__all__ = ["CLUSTER_FORM", "cluster_option", "json_option", "parse_cluster_option", "print_json", "progress"]
+__all__ = ["CLUSTER_FORM", "cluster_option", "json_option", "parse_cluster_option", "phase", "print_json", "progress"]
 
 CLUSTER_FORM = "1=HOST:PORT,2=HOST:PORT,..."
 
@@ -48,3 +50,28 @@ def progress(text: str) -> None:
     """Tell a person who watches what happens now; nobody else."""
     if sys.stderr.isatty():
         click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def phase(text: str, seconds: float) -> Iterator[None]:
+    """Show a person who watches how far something is that takes `seconds`; it is silent for anybody else.
+
+    The bar is drawn twice a second: what runs meanwhile is being measured.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.progress_bar import ProgressBar
+
+    class TimeBar(ProgressColumn):
+        """The share of the time that is over; the work itself says nothing while it runs."""
+
+        def render(self, task: Task) -> ProgressBar:
+            return ProgressBar(total=seconds, completed=min(task.elapsed or 0.0, seconds), width=40)
+
+    columns = (TextColumn("{task.description}"), TimeBar(), TimeElapsedColumn(), TextColumn(f"of {seconds:g} s"))
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as shown:
+        shown.add_task(text, total=None)
+        yield
