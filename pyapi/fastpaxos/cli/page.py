@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -22,17 +23,12 @@ TITLES = {
 }
 PLOTTED = {"timelines", "histogram"}  # shown as plots, and far too long for a table
 LIST_ITEMS_MAX = 12
-UNITS = (("_per_second", "/s"), ("_us", " (us)"), ("_ms", " (ms)"), ("_ns", " (ns)"), ("_bytes", " (bytes)"))
+UNIT = re.compile(r"_(us|ms|ns|bytes)(?=_max$|$)")
 WORDS = {
     "p50": "p50",
     "p99": "p99",
     "p999": "p99.9",
-    "latency_us p50": "latency p50 (us)",
-    "latency_us p99": "latency p99 (us)",
-    "latency_us p999": "latency p99.9 (us)",
-    "latency_us max": "latency max (us)",
     "cpu": "CPU",
-    "seconds": "seconds",
 }
 TILES = (
     ("commands_per_second", "commands/s"),
@@ -54,7 +50,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.5;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 76rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.25rem; margin: 0 0 .75rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 p.sub { color: var(--muted); margin: 0 0 1.5rem; } a { color: inherit; }
@@ -67,9 +63,14 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; 
 .tiles div { background: var(--card); border-radius: .5rem; padding: .6rem 1rem; min-width: 8.5rem; }
 .tiles dt { color: var(--muted); font-size: .8rem; } .tiles dd { margin: 0; font-size: 1.3rem; font-weight: 600;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1.25rem; }
-figure { margin: 0; background: var(--card); border-radius: .5rem; padding: .75rem; align-self: start; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(32rem, 100%), 1fr)); gap: 1.25rem; }
+figure { max-width: 46rem; margin: 0; padding: .75rem; align-self: start;
+  background: var(--card); border-radius: .5rem; }
 svg { display: block; width: 100%; height: auto; }
+.pairs { columns: 30rem 2; column-gap: 2.5rem; margin: .5rem 0; font-size: .87rem; }
+.pairs div { display: grid; grid-template-columns: 11rem 1fr; gap: .75rem; padding: .3rem 0; break-inside: avoid;
+  border-bottom: 1px solid var(--grid); } .pairs dt { color: var(--muted); font-weight: 600; }
+.pairs dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .87rem; }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
 th { color: var(--muted); font-weight: 600; } td.number, th.number { text-align: right; white-space: nowrap;
@@ -92,7 +93,7 @@ HEAD = f"""<!DOCTYPE html>
 
 def make_page(reports: Sequence[Mapping[str, Any]], plots: Sequence[Sequence[Plot]]) -> str:
     """The page of several reports and the plots of each. What all their setups have in common stands on top, once."""
-    setups = [flat(report.get("setup", {})) for report in reports]
+    setups = [report.get("setup", {}) for report in reports]
     shared = {name: value for name, value in setups[0].items() if all(setup.get(name) == value for setup in setups)}
     parts = [HEAD, "<h1>fastpaxos benchmark report</h1>\n", f'<p class="sub">{describe_run(setups)}</p>\n']
     if len(reports) > 1:
@@ -121,7 +122,7 @@ def describe_run(setups: Sequence[Mapping[str, Any]]) -> str:
             setup.get("cpu"),
             f"{setup['cores']} cores" if "cores" in setup else None,
             setup.get("system"),
-            f"fastpaxos {setup['versions fastpaxos']}" if "versions fastpaxos" in setup else None,
+            f"fastpaxos {setup['versions']['fastpaxos']}" if "versions" in setup else None,
             f"{setup['build']} build" if "build" in setup else None,
             f"commit {setup['commit'][:12]}{setup['commit'][40:]}" if setup.get("commit") else None,
         ]
@@ -145,7 +146,7 @@ def section(number: int, report: Mapping[str, Any], setup: Mapping[str, Any], dr
         parts.append(f'<div class="plots">\n{figures_html}</div>\n')
     for name, rows in report.items():
         if name not in PLOTTED and is_table(rows):
-            parts.append(f"<h3>{escape(words(name))}</h3>\n{rows_table(rows)}")
+            parts.append(f"<h3>{escape(words(name)).capitalize()}</h3>\n{rows_table(rows)}")
     parts.append(f"<details><summary>All figures</summary>\n{pairs_table(figures.items())}</details>\n")
     if setup:
         parts.append(f"<details open><summary>Setup</summary>\n{pairs_table(setup.items())}</details>\n")
@@ -187,11 +188,12 @@ def words(name: str) -> str:
     if name in WORDS:
         return WORDS[name]
     first, _, rest = name.partition(" ")
-    for ending, unit in UNITS:
-        if first.endswith(ending):
-            what = first.removesuffix(ending).replace("_", " ")
-            return f"{what} {WORDS.get(rest, rest.replace('_', ' '))}".rstrip() + unit
-    return name.replace("_", " ")
+    rest = WORDS.get(rest, rest)
+    if first.endswith("_per_second"):
+        return f"{first.removesuffix('_per_second')}/s {rest}".strip().replace("_", " ")
+    unit = UNIT.search(first)
+    text = f"{UNIT.sub('', first)} {rest}".strip().replace("_", " ")
+    return f"{text} ({unit[1]})" if unit else text
 
 
 def show_value(value: object) -> str:
@@ -207,6 +209,8 @@ def show_value(value: object) -> str:
     if isinstance(value, list):
         shown = ", ".join(show_value(item) for item in value[:LIST_ITEMS_MAX])
         return shown + (f", ... ({len(value)} in all)" if len(value) > LIST_ITEMS_MAX else "")
+    if isinstance(value, dict):
+        return ", ".join(f"{words(name)} {show_value(item)}" for name, item in value.items())
     return str(value)
 
 
@@ -224,11 +228,11 @@ def show_tile(name: str, value: float) -> str:
 
 
 def pairs_table(pairs: Iterable[tuple[str, Any]]) -> str:
-    """Names and values below each other."""
+    """Names and values, in two columns where there is room."""
     rows = "".join(
-        f"<tr><th>{escape(words(name))}</th><td>{escape(show_value(value))}</td></tr>\n" for name, value in pairs
+        f"<div><dt>{escape(words(name))}</dt><dd>{escape(show_value(value))}</dd></div>\n" for name, value in pairs
     )
-    return f'<div class="scroll"><table>\n{rows}</table></div>\n'
+    return f'<dl class="pairs">\n{rows}</dl>\n'
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -10,6 +10,7 @@ import io
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, NullFormatter, NullLocator
@@ -37,13 +39,14 @@ LIGHT_TO_DARK = LinearSegmentedColormap.from_list("shares", ["#7fb2f0", BLUE, VI
 STYLE = {
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
-    "axes.titlepad": 12,
+    "axes.titlepad": 24,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "figure.constrained_layout.use": True,
@@ -63,9 +66,14 @@ STYLE = {
 WIDTH, HEIGHT = 7.6, 3.9
 PNG_DOTS_PER_INCH = 160
 PERCENTILE_POINTS = 400
+ROW_RESULTS = {"name", "version", "status", "durability", "histogram", "error", "install"}
+ROW_SETTINGS = ("payload_bytes", "batch", "clients")
+LABEL_LETTERS_MAX = 40
+LABEL_STEPS_BELOW = 400.0  # times that a logarithmic axis spans
 LOG_SCALE_FROM = 20.0  # bars whose lengths differ by more stand on a logarithmic axis
 SECONDS = EngFormatter(unit="s")
 RATE = EngFormatter(sep="")
+SHORT_RATE = EngFormatter(sep="", places=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,34 @@ class Plot:
 def plots_of(report: Mapping[str, Any]) -> list[Plot]:
     """Every plot that the report of one benchmark has data for."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # the stubs list every key by name
-        return PLOTS.get(str(report["benchmark"]), other_plots)(report)
+        plots = PLOTS.get(str(report["benchmark"]), other_plots)(report)
+        for plot in plots:
+            # A PNG file goes where no page says what it was measured with.
+            plot.figure.axes[0].annotate(
+                describe_setup(report.get("setup", {})),
+                (0, 1),
+                xycoords="axes fraction",
+                xytext=(0, 8),
+                textcoords="offset points",
+                color=MUTED,
+                fontsize=7.5,
+            )
+    return plots
+
+
+def describe_setup(setup: Mapping[str, Any]) -> str:
+    """What a figure depends on most, in one line."""
+    words = [
+        f"{setup['replicas']} replica{'s' * (setup['replicas'] != 1)}" if "replicas" in setup else None,
+        setup.get("durability"),
+        f"{setup['payload_bytes']:,} bytes" if "payload_bytes" in setup else None,
+        f"batch {setup['batch']:,}" if "batch" in setup else None,
+        setup.get("cpu"),
+        f"{setup['cores']} cores" if "cores" in setup else None,
+        f"{setup['build']} build" if "build" in setup else None,
+        setup["commit"][:9] + setup["commit"][40:] if setup.get("commit") else None,
+    ]
+    return " \N{MIDDLE DOT} ".join(str(word) for word in words if word)
 
 
 def to_svg(plot: Plot) -> str:
@@ -111,15 +146,19 @@ def one_axes(title: str, height: float = HEIGHT) -> tuple[Figure, Axes]:
 
 
 def latency_axis(axes: Axes, label: str = "latency") -> None:
-    """A logarithmic axis of seconds with a label at 1, 2 and 5 of each power of ten where there is room."""
+    """A logarithmic axis of seconds up the side."""
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    if high / low < 50:
-        axes.yaxis.set_major_locator(FixedLocator([n * 10.0**e for e in range(-9, 4) for n in (1, 2, 5)]))
-        axes.set_ylim(low, high)
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(SECONDS)
+    axes.set_ylim(logarithmic_ticks(axes.yaxis, *axes.get_ylim()))
     axes.set_ylabel(label)
+
+
+def logarithmic_ticks(axis: Axis, low: float, high: float) -> tuple[float, float]:
+    """Label 1, 2 and 5 of each power of ten where there is room, else the powers; return the limits to set."""
+    steps = (1, 2, 5) if high / low < LABEL_STEPS_BELOW else (1,)
+    axis.set_major_locator(FixedLocator([step * 10.0**power for power in range(-9, 5) for step in steps]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(SECONDS)
+    return low, high
 
 
 def percentile_plot(named: Mapping[str, str], title: str, name: str = "percentiles") -> list[Plot]:
@@ -149,7 +188,7 @@ def percentile_plot(named: Mapping[str, str], title: str, name: str = "percentil
     axes.set_xlabel("percentile")
     latency_axis(axes)
     if len(histograms) > 1:
-        axes.legend(loc="upper left", ncols=1 + len(histograms) // 7)
+        figure.legend(loc="outside lower center", ncols=min(4, len(histograms)))
     return [Plot(name, title, figure)]
 
 
@@ -190,7 +229,7 @@ def sweep_plots(report: Mapping[str, Any]) -> list[Plot]:
     title = "Latency against throughput"
     figure, axes = one_axes(title)
     rows = sorted(report["rows"], key=lambda row: row["offered_per_second"])
-    rates = [row["answered_per_second"] for row in rows]
+    rates = [row["offered_per_second"] for row in rows]
     for percentile, colour in SERIES.items():
         if percentile != "max":
             values = [row["latency_us"][percentile] / 1e6 for row in rows]
@@ -199,13 +238,13 @@ def sweep_plots(report: Mapping[str, Any]) -> list[Plot]:
     axes.axvline(maximum, color=MUTED, linestyle="--", linewidth=1.2, label="maximum, closed load")
     axes.set_xlim(0, max([maximum, *rates]) * 1.05)
     axes.xaxis.set_major_formatter(RATE)
-    axes.set_xlabel("commands answered per second")
+    axes.set_xlabel("commands offered per second")
     latency_axis(axes, "latency, from when it was due")
-    axes.legend(loc="upper left")
-    named = {f"{row['share']} % of the maximum": row.get("histogram") or "" for row in rows}
+    figure.legend(loc="outside lower center", ncols=4)
+    named = {f"{row['share']} %": row.get("histogram") or "" for row in rows}
     return [
         Plot("throughput-latency", title, figure),
-        *percentile_plot(named, "Latency at shares of the maximum"),
+        *percentile_plot(named, "Latency at shares of the highest throughput"),
     ]
 
 
@@ -213,12 +252,12 @@ def failover_plots(report: Mapping[str, Any]) -> list[Plot]:
     """`failover`: the timeline around the kill of the median and of the longest gap, and all gaps in order."""
     plots = []
     timelines = sorted(report.get("timelines", []), key=lambda timeline: timeline["gap_ms"])
-    how = "hangs" if report["setup"].get("signal") == "SIGSTOP" else "is killed"
+    how = "stopped" if report["setup"].get("signal") == "SIGSTOP" else "killed"
     if timelines:
         median = timelines[(len(timelines) - 1) // 2]
-        plots.append(timeline_plot(median, "timeline-median", f"The leader {how}: the median gap", how))
+        plots.append(timeline_plot(median, "timeline-median", f"Leader {how}: the median gap", how))
         if len(timelines) > 1:
-            plots.append(timeline_plot(timelines[-1], "timeline-longest", f"The leader {how}: the longest gap", how))
+            plots.append(timeline_plot(timelines[-1], "timeline-longest", f"Leader {how}: the longest gap", how))
     gaps = sorted(report["gap_ms"]["all"])
     title = f"Time without an answer, {len(gaps)} kills"
     figure, axes = one_axes(title, HEIGHT * 0.75)
@@ -252,7 +291,7 @@ def timeline_plot(timeline: Mapping[str, Any], name: str, title: str, how: str) 
     middles = (edges[:-1] + edges[1:]) / 2
     latency.plot(middles[worst > 0], worst[worst > 0], color=VIOLET, marker="o", markersize=3, linestyle="none")
     latency_axis(latency, "latency, maximum")
-    latency.set_xlabel(f"time since the leader {how} (s), in steps of {timeline['bucket_ms']} ms")
+    latency.set_xlabel(f"seconds since the leader was {how}, in steps of {timeline['bucket_ms']} ms")
     latency.set_xlim(edges[0], edges[-1])
     for axes in (rate, latency):
         axes.axvline(0.0, color=RED, linewidth=1.4, label=f"leader {how}")
@@ -273,7 +312,7 @@ def recovery_plots(report: Mapping[str, Any]) -> list[Plot]:
     axes.axhline(report["empty_seconds"], color=MUTED, linestyle="--", linewidth=1.2, label="empty journal")
     for step in steps:
         if step["commands_per_second"]:
-            text = f"{RATE(step['commands_per_second'])}/s"
+            text = f"{SHORT_RATE(step['commands_per_second'])}/s"
             place = (step["journal_bytes"], step["seconds"])
             axes.annotate(text, place, xytext=(0, 8), textcoords="offset points", ha="center", color=MUTED)
     axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
@@ -295,18 +334,18 @@ def other_plots(report: Mapping[str, Any]) -> list[Plot]:
 
 
 def row_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells the rows apart: their texts, and numbers that are settings; made unique by a number."""
-    results = {"status", "durability", "nodes", "commands_per_second", "latency_us", "histogram", "error", "install"}
+    """What tells the rows apart: name, version, then other texts and numbers that are settings; made unique."""
     labels: list[str] = []
     for row in rows:
-        parts = [str(row[key]) for key in ("name", "version") if row.get(key)]
-        parts += [
-            f"{value}" if isinstance(value, str) else f"{key} {value:,}"
-            for key, value in row.items()
-            if key not in (*results, "name", "version") and len(parts) < 3
-            and ((isinstance(value, str) and value) or key in ("payload_bytes", "batch", "clients"))
-        ]  # fmt: skip
-        label = parts[0] + ("\n" + ", ".join(parts[1:]) if parts[1:] else "") if parts else "row"
+        first = [str(row[key]) for key in ("name", "version") if row.get(key)]
+        texts = [value for key, value in row.items() if isinstance(value, str) and value and key not in ROW_RESULTS]
+        numbers = [
+            f"{key.removesuffix('_bytes')} {row[key]:,}" for key in ROW_SETTINGS if isinstance(row.get(key), int)
+        ]
+        parts = [*first, *texts, *numbers] or ["row"]
+        label = parts[0]
+        if len(parts) > 1:
+            label += "\n" + textwrap.shorten(", ".join(parts[1:]), LABEL_LETTERS_MAX, placeholder=" ...")
         labels.append(label if label not in labels else f"{label} #{len(labels) + 1}")
     return labels
 
@@ -330,7 +369,7 @@ def bar_plots(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
         figure, axes = one_axes(title, 1.3 + 0.5 * len(rates))
         places = range(len(rates))
         values = [rate[0] for _, _, rate in rates]
-        colours = [DURABILITY.get(str(row.get("durability")), MUTED) for _, row, _ in rates]
+        colours = [DURABILITY.get(str(row.get("durability")), BLUE) for _, row, _ in rates]
         axes.barh(places, values, height=0.62, color=colours, alpha=0.85)
         spread = max(values) / min(values)
         if spread > LOG_SCALE_FROM:
@@ -372,8 +411,7 @@ def latency_bars(timed: Sequence[tuple[str, Mapping[str, float]]]) -> list[Plot]
         if points:
             axes.plot(*zip(*points, strict=True), linestyle="none", marker="o", color=colour, label=SERIES_NAMES[name])
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(SECONDS)
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(logarithmic_ticks(axes.xaxis, *axes.get_xlim()))
     finish_rows(axes, [label for label, _ in timed], "latency (logarithmic)")
     figure.legend(loc="outside lower center", ncols=len(SERIES))
     return [Plot("latency", title, figure)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,14 @@ from typing import Any
 import click
 
 from fastpaxos.cli.cluster_process import ClusterProcess, check_room, interruptible, journal_bytes_max, work_folder
+from fastpaxos.cli.journal import journal_directory
 from fastpaxos.cli.load import LoadPlan
 from fastpaxos.cli.load_processes import check_block, run_load_processes, settled_count
 from fastpaxos.cli.measure import describe_machine
 from fastpaxos.cli.options import json_option, phase, progress
 from fastpaxos.cli.report import html_option, show_report
 from fastpaxos.runtime import run as run_loop
+from fastpaxos_core import journal_recovery
 
 __all__ = ["recovery"]
 
@@ -85,31 +85,15 @@ def measure_recovery(processes: ClusterProcess, plan: LoadPlan, rounds: int) -> 
 
 
 def restart(processes: ClusterProcess) -> tuple[float, int, int]:
-    """Kill and start replica 1; return the seconds until it answers, the commands that it has, its journal's bytes."""
+    """Kill and start replica 1; return the seconds until it answers, the commands that it has, the bytes written
+    to its journal."""
     processes.kill(1)
-    size = sum(map(data_bytes, processes.data_dir(1).glob("journal-*.segment")))
+    # Not the size of the files: segments are preallocated, and each restart begins a new one.
+    size = journal_recovery.inspect(journal_directory(processes.data_dir(1))).journal_bytes
     begin = time.perf_counter()
     processes.start(1)
     count, _ = run_loop(settled_count(processes.cluster, "the restart", TIMEOUT_S, leader=True))
     return time.perf_counter() - begin, count, size
-
-
-def data_bytes(file: Path) -> int:
-    """Return how much of a file holds data. Room that is reserved and not written yet counts as none, where the file
-    system tells the one from the other."""
-    total = position = 0
-    with file.open("rb") as opened:
-        end = os.fstat(opened.fileno()).st_size
-        while position < end:
-            try:
-                begin = os.lseek(opened.fileno(), position, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # no data behind this position
-                    break
-                raise
-            position = os.lseek(opened.fileno(), begin, os.SEEK_HOLE)
-            total += position - begin
-    return total
 
 
 def print_recovery(report: dict[str, Any]) -> None:
