@@ -20,9 +20,11 @@ TITLES = {
     "floor": "Floor: the same bytes, hops and disk without consensus",
     "compare": "Comparison: the same load on other systems",
     "ycsb": "YCSB: key-value workloads",
+    "payloads": "Payloads: throughput and latency by size of a command",
 }
 PLOTTED = {"timelines", "histogram"}  # shown as plots, and far too long for a table
 LIST_ITEMS_MAX = 12
+TEXT_LETTERS_MAX = 44
 UNIT = re.compile(r"_(us|ms|ns|bytes)(?=_max$|$)")
 WORDS = {
     "p50": "p50",
@@ -72,9 +74,11 @@ svg { display: block; width: 100%; height: auto; }
   border-bottom: 1px solid var(--grid); } .pairs dt { color: var(--muted); font-weight: 600; }
 .pairs dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .87rem; }
-th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
-th { color: var(--muted); font-weight: 600; } td.number, th.number { text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; } details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
+th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid); vertical-align: top;
+  white-space: nowrap; }
+th { color: var(--muted); font-weight: 600; } td.long { white-space: normal; min-width: 18rem; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+ details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
 @media print { details > * { display: block; } figure, .tiles div { break-inside: avoid; } }
 """
 HEAD = f"""<!DOCTYPE html>
@@ -147,7 +151,8 @@ def section(number: int, report: Mapping[str, Any], setup: Mapping[str, Any], dr
     for name, rows in report.items():
         if name not in PLOTTED and is_table(rows):
             parts.append(f"<h3>{escape(words(name)).capitalize()}</h3>\n{rows_table(rows)}")
-    parts.append(f"<details><summary>All figures</summary>\n{pairs_table(figures.items())}</details>\n")
+    if figures:
+        parts.append(f"<details><summary>All figures</summary>\n{pairs_table(figures.items())}</details>\n")
     if setup:
         parts.append(f"<details open><summary>Setup</summary>\n{pairs_table(setup.items())}</details>\n")
     return "".join(parts) + "</section>\n"
@@ -238,18 +243,21 @@ def pairs_table(pairs: Iterable[tuple[str, Any]]) -> str:
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line for each row, one column for each value that any of them has."""
     flattened = [flat(row) for row in rows]
-    columns = list(dict.fromkeys(name for row in flattened for name in row))
-    numeric = {
-        name
-        for name in columns
-        if all(
-            isinstance(row.get(name), int | float | None) and not isinstance(row.get(name), bool) for row in flattened
-        )
-    }
-    kinds = {name: ' class="number"' if name in numeric else "" for name in columns}
-    head = "".join(f"<th{kinds[name]}>{escape(words(name))}</th>" for name in columns)
+    names = dict.fromkeys(name for row in flattened for name in row)
+    columns = {name: [row.get(name) for row in flattened] for name in names}
+    columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    head = "".join(f"<th{kind_of(values)}>{escape(words(name))}</th>" for name, values in columns.items())
     lines = "".join(
-        "<tr>" + "".join(f"<td{kinds[name]}>{escape(show_value(row.get(name)))}</td>" for name in columns) + "</tr>\n"
-        for row in flattened
+        "<tr>"
+        + "".join(f"<td{kind_of(values)}>{escape(show_value(values[place]))}</td>" for values in columns.values())
+        + "</tr>\n"
+        for place in range(len(rows))
     )
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>\n'
+
+
+def kind_of(values: Sequence[object]) -> str:
+    """The class of a column: numbers stand at its right side, long texts may be broken."""
+    if all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in values):
+        return ' class="number"'
+    return ' class="long"' if max(len(show_value(value)) for value in values) > TEXT_LETTERS_MAX else ""

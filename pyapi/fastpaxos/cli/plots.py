@@ -22,11 +22,12 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
 from fastpaxos.cli.latency import LatencyHistogram
 
-__all__ = ["Plot", "bar_plots", "percentile_plot", "plots_of", "to_png", "to_svg"]
+__all__ = ["Plot", "plots_of", "to_png", "to_svg"]
 
 INK, MUTED, GRID = "#24292f", "#6e7781", "#d8dee4"
 PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
@@ -64,12 +65,14 @@ STYLE = {
     "ytick.color": MUTED,
 }
 WIDTH, HEIGHT = 7.6, 3.9
+ROWS_HEIGHT, ROW_HEIGHT = 1.5, 0.45  # of bars: for all of them, and for each
 PNG_DOTS_PER_INCH = 160
 PERCENTILE_POINTS = 400
-ROW_RESULTS = {"name", "version", "status", "durability", "histogram", "error", "install"}
-ROW_SETTINGS = ("payload_bytes", "batch", "clients")
-LABEL_LETTERS_MAX = 40
-LABEL_STEPS_BELOW = 400.0  # times that a logarithmic axis spans
+ROW_RESULTS = {"name", "version", "status", "durability", "histogram", "reason", "load"}
+ROW_SETTINGS = {"payload_bytes": "{:,} bytes", "batch": "batch {:,}", "clients": "{:,} clients"}
+RATES = ("commands_per_second", "operations_per_second")
+LABEL_LETTERS_MAX, SHORT_LABEL_LETTERS_MAX = 40, 18
+LABEL_STEPS_BELOW, MORE_STEPS_BELOW = 400.0, 8.0  # times that a logarithmic axis spans
 LOG_SCALE_FROM = 20.0  # bars whose lengths differ by more stand on a logarithmic axis
 SECONDS = EngFormatter(unit="s")
 RATE = EngFormatter(sep="")
@@ -154,7 +157,9 @@ def latency_axis(axes: Axes, label: str = "latency") -> None:
 
 def logarithmic_ticks(axis: Axis, low: float, high: float) -> tuple[float, float]:
     """Label 1, 2 and 5 of each power of ten where there is room, else the powers; return the limits to set."""
-    steps = (1, 2, 5) if high / low < LABEL_STEPS_BELOW else (1,)
+    steps: tuple[int, ...] = (1,)
+    if high / low < LABEL_STEPS_BELOW:
+        steps = (1, 2, 5) if high / low > MORE_STEPS_BELOW else (1, 2, 3, 5, 7)
     axis.set_major_locator(FixedLocator([step * 10.0**power for power in range(-9, 5) for step in steps]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(SECONDS)
@@ -324,13 +329,34 @@ def recovery_plots(report: Mapping[str, Any]) -> list[Plot]:
     return [Plot("restart", title, figure)]
 
 
+def payload_plots(report: Mapping[str, Any]) -> list[Plot]:
+    """`payloads`: bytes per second against the size of a command, beside the floor; then as any other benchmark."""
+    title = "Payload bytes per second by size of a command"
+    figure, axes = one_axes(title)
+    rows = sorted(report["rows"], key=lambda row: row["payload_bytes"])
+    sizes = [row["payload_bytes"] for row in rows]
+    axes.plot(sizes, [row["bytes_per_second"] for row in rows], marker="o", color=BLUE, label="commands")
+    if report.get("floor"):
+        axes.axhline(report["floor"]["bytes_per_second"], color=MUTED, linestyle="--", linewidth=1.2, label="floor")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{size:,}" for size in sizes]))
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(EngFormatter(unit="B/s"))
+    axes.set_xlabel("bytes per command")
+    axes.set_ylabel("payload")
+    figure.legend(loc="outside lower center", ncols=2)
+    return [Plot("payloads", title, figure), *other_plots(report)]
+
+
 def other_plots(report: Mapping[str, Any]) -> list[Plot]:
     """`compare`, and every benchmark that is not known here: bars of its rows, percentiles of its histograms."""
     rows = [row for row in report.get("rows", []) if isinstance(row, dict)]
-    named = {label: row.get("histogram") or "" for label, row in zip(row_labels(rows), rows, strict=True)}
+    labelled = list(zip(row_labels(rows), rows, strict=True))
+    named = {label.replace("\n", " "): row.get("histogram") or "" for label, row in labelled}
     if not any(named.values()):
         named = {"all": report.get("histogram") or ""}
-    return [*bar_plots(rows), *percentile_plot(named, "Latency")]
+    return [*throughput_bars(labelled), *latency_bars(labelled), *percentile_plot(named, "Latency by percentile")]
 
 
 def row_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -339,81 +365,74 @@ def row_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         first = [str(row[key]) for key in ("name", "version") if row.get(key)]
         texts = [value for key, value in row.items() if isinstance(value, str) and value and key not in ROW_RESULTS]
-        numbers = [
-            f"{key.removesuffix('_bytes')} {row[key]:,}" for key in ROW_SETTINGS if isinstance(row.get(key), int)
-        ]
+        numbers = [form.format(row[key]) for key, form in ROW_SETTINGS.items() if isinstance(row.get(key), int)]
         parts = [*first, *texts, *numbers] or ["row"]
-        label = parts[0]
-        if len(parts) > 1:
-            label += "\n" + textwrap.shorten(", ".join(parts[1:]), LABEL_LETTERS_MAX, placeholder=" ...")
+        label = ", ".join(parts)
+        if len(label) > SHORT_LABEL_LETTERS_MAX:
+            label = parts[0] + "\n" + textwrap.shorten(", ".join(parts[1:]), LABEL_LETTERS_MAX, placeholder=" ...")
         labels.append(label if label not in labels else f"{label} #{len(labels) + 1}")
     return labels
 
 
 def rate_of(row: Mapping[str, Any]) -> tuple[float, list[float]] | None:
-    """(median, runs) of a row's commands per second, or None if it has none."""
-    rate = row.get("commands_per_second")
-    if isinstance(rate, dict):
-        median = rate.get("median")
-        return None if median is None else (float(median), [float(run) for run in rate.get("runs", [])])
-    return (float(rate), []) if isinstance(rate, int | float) else None
+    """(median, runs) of a row's commands or operations per second, or None if it has none."""
+    found = next((row[key] for key in RATES if row.get(key) is not None), None)
+    measured = found if isinstance(found, dict) else {"median": found}
+    rate, runs = measured.get("median"), [float(run) for run in measured.get("runs", [])]
+    return (float(rate), runs) if isinstance(rate, int | float) and rate > 0 else None
 
 
-def bar_plots(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Throughput of every row that has one, and the latency of every row that has one."""
-    labelled = list(zip(row_labels(rows), rows, strict=True))
-    rates = [(label, row, rate) for label, row in labelled if (rate := rate_of(row)) and rate[0] > 0]
-    plots = []
-    if rates:
-        title = "Throughput"
-        figure, axes = one_axes(title, 1.3 + 0.5 * len(rates))
-        places = range(len(rates))
-        values = [rate[0] for _, _, rate in rates]
-        colours = [DURABILITY.get(str(row.get("durability")), BLUE) for _, row, _ in rates]
-        axes.barh(places, values, height=0.62, color=colours, alpha=0.85)
-        spread = max(values) / min(values)
-        if spread > LOG_SCALE_FROM:
-            axes.set_xscale("log")
-            axes.set_xlim(10 ** math.floor(math.log10(min(values) / 2)), max(values) * 6)
-        else:
-            axes.set_xlim(0, max(values) * 1.2)
-        for place, (_, _, (median, runs)) in enumerate(rates):
-            axes.plot(runs, [place] * len(runs), linestyle="none", marker="|", markersize=9, color=INK)
-            ends = max([median, *runs])
-            axes.annotate(f"{median:,.0f}", (ends, place), xytext=(6, 0), textcoords="offset points", va="center")
-        finish_rows(axes, [label for label, _, _ in rates], "commands/s: median" + (
-            ", with the single runs" if any(rate[1] for _, _, rate in rates) else ""
-        ) + (" (logarithmic)" if spread > LOG_SCALE_FROM else ""))  # fmt: skip
-        axes.xaxis.set_major_formatter(RATE)
-        used = {str(row.get("durability")) for _, row, _ in rates}
-        for durability, colour in DURABILITY.items():
-            if durability in used:
-                axes.barh(0, 0, color=colour, alpha=0.85, label=f"durability {durability}")
-        if used & set(DURABILITY):
-            figure.legend(loc="outside lower center", ncols=len(used))
-        plots.append(Plot("throughput", title, figure))
+def throughput_bars(labelled: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Plot]:
+    """A bar for each row with a rate. Where some rows count all kinds of operations, only those have one."""
+    whole = [(label, row) for label, row in labelled if row.get("kind") == "all"] or labelled
+    rates = [(label, str(row.get("durability")), rate) for label, row in whole if (rate := rate_of(row))]
+    if not rates:
+        return []
+    title = "Throughput"
+    figure, axes = one_axes(title, ROWS_HEIGHT + ROW_HEIGHT * len(rates))
+    values = [median for _, _, (median, _) in rates]
+    is_wide = max(values) / min(values) > LOG_SCALE_FROM
+    if is_wide:
+        axes.set_xscale("log")
+        axes.set_xlim(10 ** math.floor(math.log10(min(values) / 2)), max(values) * 6)
+    else:
+        axes.set_xlim(0, max(values) * 1.2)
+    known = [durability for durability in DURABILITY if any(durability == used for _, used, _ in rates)]
+    for place, (_, durability, (median, runs)) in enumerate(rates):
+        axes.barh(place, median, height=0.62, color=DURABILITY.get(durability, BLUE), alpha=0.85)
+        axes.plot(runs, [place] * len(runs), linestyle="none", marker="|", markersize=9, color=INK)
+        end = max([median, *runs])
+        axes.annotate(f"{median:,.0f}", (end, place), xytext=(6, 0), textcoords="offset points", va="center")
+    unit = "operations/s" if any("operations_per_second" in row for _, row in whole) else "commands/s"
+    runs_shown = ", median and single runs" if any(runs for _, _, (_, runs) in rates) else ""
+    finish_rows(axes, [label for label, _, _ in rates], f"{unit}{runs_shown}{' (logarithmic)' if is_wide else ''}")
+    axes.xaxis.set_major_formatter(RATE)
+    if known:
+        handles = [Patch(color=DURABILITY[durability], alpha=0.85) for durability in known]
+        figure.legend(handles, [f"durability {name}" for name in known], loc="outside lower center", ncols=len(known))
+    return [Plot("throughput", title, figure)]
+
+
+def latency_bars(labelled: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Plot]:
+    """p50 and what lies above it, one line for each row that has latencies."""
     timed = [(label, row["latency_us"]) for label, row in labelled if isinstance(row.get("latency_us"), dict)]
     timed = [(label, latency) for label, latency in timed if latency.get("p50")]
-    return plots + latency_bars(timed)
-
-
-def latency_bars(timed: Sequence[tuple[str, Mapping[str, float]]]) -> list[Plot]:
-    """p50 and what lies above it, one line for each row."""
     if not timed:
         return []
     title = "Latency"
-    figure, axes = one_axes(title, 1.3 + 0.5 * len(timed))
+    figure, axes = one_axes(title, ROWS_HEIGHT + ROW_HEIGHT * len(timed))
+    shown = [name for name in SERIES if any(latency.get(name) for _, latency in timed)]
     for place, (_, latency) in enumerate(timed):
-        known = [latency[name] / 1e6 for name in SERIES if latency.get(name) is not None]
+        known = [latency[name] / 1e6 for name in shown if latency.get(name)]
         axes.plot([min(known), max(known)], [place, place], color=MUTED, linewidth=1.2)
-    for name, colour in SERIES.items():
+    for name in shown:
         points = [(latency[name] / 1e6, place) for place, (_, latency) in enumerate(timed) if latency.get(name)]
-        if points:
-            axes.plot(*zip(*points, strict=True), linestyle="none", marker="o", color=colour, label=SERIES_NAMES[name])
+        times, places = [time for time, _ in points], [place for _, place in points]
+        axes.plot(times, places, linestyle="none", marker="o", color=SERIES[name], label=SERIES_NAMES[name])
     axes.set_xscale("log")
     axes.set_xlim(logarithmic_ticks(axes.xaxis, *axes.get_xlim()))
     finish_rows(axes, [label for label, _ in timed], "latency (logarithmic)")
-    figure.legend(loc="outside lower center", ncols=len(SERIES))
+    figure.legend(loc="outside lower center", ncols=len(shown))
     return [Plot("latency", title, figure)]
 
 
@@ -433,4 +452,5 @@ PLOTS: dict[str, Callable[[Mapping[str, Any]], list[Plot]]] = {
     "sweep": sweep_plots,
     "failover": failover_plots,
     "recovery": recovery_plots,
+    "payloads": payload_plots,
 }
