@@ -25,10 +25,8 @@ TITLES = {
 PLOTTED = {"timelines", "histogram"}  # shown as plots, and far too long for a table
 LIST_ITEMS_MAX = 12
 TEXT_LETTERS_MAX = 44
-UNIT = re.compile(r"_(us|ms|ns|bytes)(?=_max$|$)")
+UNIT = re.compile(r"_(us|ms|ns|bytes)(?=_max\b|\b)")
 WORDS = {
-    "p50": "p50",
-    "p99": "p99",
     "p999": "p99.9",
     "cpu": "CPU",
 }
@@ -190,14 +188,9 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def words(name: str) -> str:
     """A key as people read it: "payload_bytes" is "payload (bytes)"."""
-    if name in WORDS:
-        return WORDS[name]
-    first, _, rest = name.partition(" ")
-    rest = WORDS.get(rest, rest)
-    if first.endswith("_per_second"):
-        return f"{first.removesuffix('_per_second')}/s {rest}".strip().replace("_", " ")
-    unit = UNIT.search(first)
-    text = f"{UNIT.sub('', first)} {rest}".strip().replace("_", " ")
+    unit = UNIT.search(name)
+    text = UNIT.sub("", name, count=1).replace("_per_second", "/s")
+    text = " ".join(WORDS.get(word, word) for word in text.split(" ")).replace("_", " ")
     return f"{text} ({unit[1]})" if unit else text
 
 

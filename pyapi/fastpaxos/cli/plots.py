@@ -13,6 +13,7 @@ import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def to_svg(plot: Plot) -> str:
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         plot.figure.savefig(text, format="svg", facecolor="none", metadata=nothing)
     svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{plot.title}" ', 1)
+    svg = svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{escape(plot.title)}" ', 1)
     for colour, variable in PAGE_COLOURS.items():
         svg = svg.replace(colour, variable)
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
@@ -377,7 +378,7 @@ def row_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def rate_of(row: Mapping[str, Any]) -> tuple[float, list[float]] | None:
     """(median, runs) of a row's commands or operations per second, or None if it has none."""
     found = next((row[key] for key in RATES if row.get(key) is not None), None)
-    measured = found if isinstance(found, dict) else {"median": found}
+    measured: dict[str, Any] = found if isinstance(found, dict) else {"median": found}
     rate, runs = measured.get("median"), [float(run) for run in measured.get("runs", [])]
     return (float(rate), runs) if isinstance(rate, int | float) and rate > 0 else None
 
