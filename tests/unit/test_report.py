@@ -278,6 +278,11 @@ def test_more_than_an_hour_counts_as_an_hour() -> None:
     assert decoded.get_max_value() >= HDR_NS_MAX * 0.999
 
 
+def test_a_histogram_with_other_buckets_is_refused() -> None:
+    with pytest.raises(ValueError, match="256 sub-buckets is none of ours"):
+        LatencyHistogram.from_hdr(HdrHistogram(1, 10**9, 2).encode().decode())
+
+
 def test_without_the_library_there_is_no_histogram(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "hdrh.histogram", None)
     assert LatencyHistogram().to_hdr() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -56,12 +57,16 @@ class LatencyHistogram:
 
     def percentile_ns(self, percent: float) -> int:
         """Return the smallest bucket bound such that `percent` of the samples are at or below it; 0 without samples."""
+        return self.percentiles_ns([percent])[0]
+
+    def percentiles_ns(self, percents: Sequence[float]) -> list[int]:
+        """Return `percentile_ns` of many, in one pass over the buckets."""
         total = self.samples
         if total == 0:
-            return 0
-        rank = max(1, int(np.ceil(total * percent / 100.0)))
-        bucket = int(np.searchsorted(np.cumsum(self.counts), rank))
-        return min(bucket_end(bucket), self.max_ns)
+            return [0] * len(percents)
+        ranks = np.maximum(1, np.ceil(total * np.array(percents) / 100.0))
+        buckets = np.searchsorted(np.cumsum(self.counts), ranks)
+        return [min(bucket_end(bucket), self.max_ns) for bucket in buckets.tolist()]
 
     def percentiles_us(self) -> Percentiles:
         """Return p50, p99, p99.9 and the maximum in microseconds, to a tenth."""
@@ -106,14 +111,17 @@ class LatencyHistogram:
 
     @classmethod
     def from_hdr(cls, encoded: str) -> LatencyHistogram:
-        """Read what `to_hdr` gave. The largest sample is only known to within its bucket. Needs `hdrhistogram`."""
+        """Read what `to_hdr` gave. The largest sample is only known to within its bucket. Needs `hdrhistogram`.
+        Raises ValueError for a histogram with other buckets than ours."""
         from hdrh.histogram import HdrHistogram
 
+        decoded = HdrHistogram.decode(encoded)
+        if (decoded.unit_magnitude, decoded.sub_bucket_count) != (0, SUB_BUCKETS):
+            raise ValueError(f"a histogram of {decoded.sub_bucket_count} sub-buckets is none of ours: {SUB_BUCKETS}")
         histogram = cls()
-        for item in HdrHistogram.decode(encoded).get_recorded_iterator():
-            bucket = int(bucket_of(np.array([item.value_iterated_to]))[0])
-            histogram.counts[bucket] += np.uint64(item.count_added_in_this_iter_step)
-            histogram.max_ns = max(histogram.max_ns, bucket_end(bucket))
+        histogram.counts[: decoded.counts_len] = np.array(decoded.counts[: decoded.counts_len], dtype=np.uint64)
+        filled = np.flatnonzero(histogram.counts)
+        histogram.max_ns = bucket_end(int(filled[-1])) if filled.size else 0
         return histogram
 
 

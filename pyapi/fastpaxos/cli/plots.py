@@ -180,7 +180,7 @@ def percentile_plot(named: Mapping[str, str], title: str, name: str = "percentil
         end = 2.0 * histogram.samples
         last = max(last, end)
         inverse = np.geomspace(1.0, end, PERCENTILE_POINTS)
-        values = [histogram.percentile_ns(100.0 - 100.0 / x) / 1e9 for x in inverse]
+        values = np.array(histogram.percentiles_ns((100.0 - 100.0 / inverse).tolist())) / 1e9
         many = len(histograms) > len(CYCLE)
         colour = LIGHT_TO_DARK(number / (len(histograms) - 1)) if many else CYCLE[number]
         axes.step(inverse, values, where="post", label=label, color=colour)
