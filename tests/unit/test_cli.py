@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hdrh.histogram import HdrHistogram
 
 from fastpaxos.cli import main
 from fastpaxos.cli.bench import make_report, show
@@ -320,6 +321,7 @@ def test_report_joins_load_processes(capsys: pytest.CaptureFixture[str]) -> None
     assert show(report, as_json=True) == 0
     printed = json.loads(capsys.readouterr().out)
     assert {"commands_per_second", "latency_us", "acknowledged", "errors", "setup"} <= set(printed)
+    assert HdrHistogram.decode(printed["histogram"]).get_total_count() == 20
     assert set(printed["latency_us"]) == {"p50", "p99", "p999", "max"}
 
 
@@ -409,6 +411,7 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("bench", "failover"),
         ("bench", "recovery"),
         ("bench", "sweep"),
+        ("bench", "report"),
         ("journal",),
         ("journal", "inspect"),
         ("journal", "verify"),
