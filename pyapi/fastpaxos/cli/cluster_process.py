@@ -43,7 +43,7 @@ REPLICA_BYTES_PER_SECOND_MAX = 256 * MIB
 SEGMENT_BYTES = 64 * MIB  # each restart begins a new one, preallocated
 # More than was ever measured: of commands in large blocks, of commands or blocks that come one by one, of what headers
 # of blocks and records take in all.
-COMMANDS_PER_SECOND_MAX = 9_000_000
+COMMANDS_PER_SECOND_MAX = 11_000_000
 SINGLE_COMMANDS_PER_SECOND_MAX = 500_000
 HEADER_BYTES = 256
 HEADER_BYTES_PER_SECOND_MAX = 16 * MIB

@@ -235,7 +235,7 @@ def sweep_plots(report: Mapping[str, Any]) -> list[Plot]:
     title = "Latency against throughput"
     figure, axes = one_axes(title)
     rows = sorted(report["rows"], key=lambda row: row["offered_per_second"])
-    rates = [row["offered_per_second"] for row in rows]
+    rates = [row["answered_per_second"] for row in rows]
     for percentile, colour in SERIES.items():
         if percentile != "max":
             values = [row["latency_us"][percentile] / 1e6 for row in rows]
@@ -244,7 +244,7 @@ def sweep_plots(report: Mapping[str, Any]) -> list[Plot]:
     axes.axvline(maximum, color=MUTED, linestyle="--", linewidth=1.2, label="maximum, closed load")
     axes.set_xlim(0, max([maximum, *rates]) * 1.05)
     axes.xaxis.set_major_formatter(RATE)
-    axes.set_xlabel("commands offered per second")
+    axes.set_xlabel("commands answered per second")
     latency_axis(axes, "latency, from when it was due")
     figure.legend(loc="outside lower center", ncols=4)
     named = {f"{row['share']} %": row.get("histogram") or "" for row in rows}
