@@ -234,7 +234,7 @@ def row_p9() -> Row:
 def row_p10() -> Row:
     def measure(run: Run, lines: list[Line]) -> None:
         (line,) = lines
-        command = ("recovery", "--rounds", str(run.rounds), "--seconds", "2")
+        command = ("recovery", "--rounds", str(run.rounds), "--seconds", "3")
         line.commands = [bench_command(*command)]
         restarts = run.commands.bench(*command)["restarts"]
         line.details = {"restarts": restarts}
