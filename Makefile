@@ -7,6 +7,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 TEST_JOBS ?= 2
 DEMO ?=
 BENCH ?=
+TARGETS ?=
 SIM ?= --seeds 1000 --jobs $(JOBS)
 MUTANTS ?= --base-seeds 20 --document docs/mutants.md
 PYTEST_ARGS ?=
@@ -30,7 +31,7 @@ SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 FUZZ ?= run --executions 1e7
 SPEC ?=
 CRASH ?= --states 2000 --corruptions 1000 --seed 1
-.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions demo annotate coverage asan fuzz spec crash docs dist clean
+.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions bench-targets demo annotate coverage asan fuzz spec crash docs dist clean
 
 help:  ## print the recipes
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 27
@@ -75,6 +76,9 @@ bench: build  ## run the benchmark suite; every benchmark also checks its own re
 
 bench-instructions: build  ## count the core's machine instructions per slot (needs valgrind)
 	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python bench/instructions.py
+
+bench-targets: build  ## measure the targets P1 to P12 (TARGETS="--only P1,P3 --rounds 5 --json FILE"); an idle machine, 25 min
+	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python -m bench.targets $(TARGETS)
 
 demo: build  ## three durable replicas under load; the leader is killed and nothing is lost (DEMO="--seconds 20")
 	$(BIN)/fastpaxos demo $(DEMO)

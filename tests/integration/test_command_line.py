@@ -129,7 +129,16 @@ def test_benchmark_applies_what_it_acknowledges(cli: CommandLine) -> None:
     assert (report["setup"]["clients"], report["setup"]["batch"], report["setup"]["durability"]) == (3, 50, "fsync")
     assert report["setup"]["loopback_us"]["p50"] > 0
     assert report["setup"]["fdatasync_us"]["p50"] > 0
-    assert [entry["resident_bytes_max"] > 0 for entry in report["replicas"]] == [True] * 3
+    assert report["per_second"] == []  # no whole second
+    assert all(entry["resident_bytes_max"] >= entry["resident_bytes_end"] > 0 for entry in report["replicas"])
+
+
+def test_benchmark_counts_each_second_and_makes_the_call_that_is_asked_for(cli: CommandLine) -> None:
+    options = ("--call", "execute_many", "--seconds", "1", "--warmup", "0.1", "--replicas", "1", "--batch", "50")
+    report = cli.json("bench", "closed", *options)
+    assert report["per_second"] == [report["commands_per_second"]]
+    assert report["setup"]["call"] == "execute_many"
+    assert len(report["replicas"][0]["resident_bytes_per_second"]) == 1
 
 
 def test_open_load_sends_at_its_rate(cli: CommandLine) -> None:

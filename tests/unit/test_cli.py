@@ -442,6 +442,7 @@ def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.Capture
         (("bench", "closed", "--batch", "16384", "--payload", "1000"), "lower --batch"),
         (("bench", "closed", "--clients", "2", "--load-processes", "3"), "load processes"),
         (("bench", "open"), "Missing option '--rate'"),
+        (("bench", "floor", "--durability", "memory", "--sync", "thread"), "never syncs"),
         (("bench", "sweep", "--shares", "50,many"), "no list of percentages"),
         (("bench", "sweep", "--shares", "0"), "outside 1..1000"),
         (("bench", "sweep", "--clients", "2", "--load-processes", "3"), "load processes"),

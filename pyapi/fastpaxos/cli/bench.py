@@ -21,7 +21,7 @@ from fastpaxos.cli.cluster_process import (
 from fastpaxos.cli.failover import failover
 from fastpaxos.cli.floor import floor
 from fastpaxos.cli.latency import LatencyHistogram
-from fastpaxos.cli.load import LoadPlan, LoadResult, run_load
+from fastpaxos.cli.load import CALLS, LoadPlan, LoadResult, run_load
 from fastpaxos.cli.load_processes import (
     SETTLE_TIMEOUT_S,
     START_TIMEOUT_S,
@@ -35,6 +35,7 @@ from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
 from fastpaxos.cli.options import phase, print_json
 from fastpaxos.cli.recovery import recovery
 from fastpaxos.cli.report import report_command, show_report
+from fastpaxos.cli.resident_memory import ResidentMemory
 from fastpaxos.cli.sweep import sweep
 from fastpaxos.runtime import run as run_loop
 
@@ -58,19 +59,24 @@ bench.add_command(report_command)
 @bench.command()
 @click.option("--clients", type=click.IntRange(1, 4096), default=4, show_default=True, help="Sessions.")
 @click.option(
-    "--pipeline", type=click.IntRange(1, 4096), default=8, show_default=True, help="Blocks each has in flight."
+    "--pipeline", type=click.IntRange(1, 4096), default=8, show_default=True, help="Calls each has in flight."
 )
-@click.option("--batch", type=click.IntRange(1, 16384), default=1000, show_default=True, help="Commands per block.")
+@click.option("--batch", type=click.IntRange(1, 16384), default=1000, show_default=True, help="Commands per call.")
+@click.option(
+    "--call", type=click.Choice(CALLS), default=CALLS[0], show_default=True, help="How a BATCH of more than 1 is sent."
+)
 @bench_options
-def closed(common: Bench, pipeline: int, batch: int) -> int:
-    """Keep CLIENTS x PIPELINE blocks of BATCH commands in flight and measure what comes back.
+def closed(common: Bench, pipeline: int, batch: int, call: str) -> int:
+    """Keep CLIENTS x PIPELINE calls of BATCH commands in flight and measure what comes back.
 
-    With a BATCH of 1, commands are sent one by one as `Client.execute` does, and those of one session share blocks.
-    Replicas and load run in processes of their own. The latency is that of a block, from call to result. The exit code
-    is 1 if a command failed, or if the replicas did not apply exactly what was acknowledged.
+    With a BATCH of 1, each call is `Client.execute`, and the commands of one session share blocks. With more, it is
+    `Client.execute_many`, or `Client.submit_block`, which leaves the results undecoded. Replicas and load run in
+    processes of their own. The latency is that of a call. The exit code is 1 if a command failed, or if the replicas
+    did not apply exactly what was acknowledged.
     """
-    plan = LoadPlan({}, common.clients, pipeline, batch, common.payload, common.seconds, common.warmup)
-    return measure(common, plan, {"load": "closed", "pipeline": pipeline, "batch": batch})
+    plan = LoadPlan({}, common.clients, pipeline, batch, common.payload, common.seconds, common.warmup, call=call)
+    described = {"load": "closed", "pipeline": pipeline, "batch": batch, "call": "execute" if batch == 1 else call}
+    return measure(common, plan, described)
 
 
 @bench.command("open")
@@ -129,8 +135,10 @@ def measure(common: Bench, plan: LoadPlan, described: dict[str, object]) -> int:
         ):
             before = run_loop(settled_count(cluster, "the election of a leader", START_TIMEOUT_S, leader=True))
             plans = split_plan(replace(plan, cluster=cluster), common.load_processes)
-            with phase("measuring", length):
+            pids = {node_id: processes.pid(node_id) for node_id in cluster} if processes else {}
+            with phase("measuring", length), ResidentMemory(pids) as memory:
                 results = run_load_processes(plans)
+            begin_ns = min(result.begin_ns for result in results)
             after = run_loop(settled_count(cluster, "catching up", SETTLE_TIMEOUT_S, leader=False))
             report = make_report(results, seconds, setup, applied=after[0] - before[0])
             durability = after[1][0].get("durability", common.durability)
@@ -141,9 +149,9 @@ def measure(common: Bench, plan: LoadPlan, described: dict[str, object]) -> int:
                     "role": entry["role"],
                     "applied_index": entry["applied_index"],
                     "digest": entry["digest"],
-                    "resident_bytes_max": resident_bytes_max(processes.pid(entry["id"])) if processes else None,
                     "log_memory_bytes": entry.get("log_memory_bytes"),
                 }
+                | memory.describe(entry["id"], begin_ns, seconds)
                 for entry in after[1]
             ]
         report["digests_equal"] = len({entry["digest"] for entry in report["replicas"]}) == 1
@@ -178,6 +186,7 @@ def make_report(results: list[LoadResult], seconds: float, setup: dict[str, obje
         histogram.merge(LatencyHistogram.from_sparse(result.latency))
     return {
         "commands_per_second": round(sum(result.measured for result in results) / seconds),
+        "per_second": [sum(counts) for counts in zip(*(result.per_second for result in results), strict=True)],
         "latency_us": histogram.percentiles_us(),
         "histogram": histogram.to_hdr(),
         "blocks_measured": histogram.samples,
@@ -188,16 +197,6 @@ def make_report(results: list[LoadResult], seconds: float, setup: dict[str, obje
         "error_texts": [text for result in results for text in result.error_texts],
         "setup": setup,
     }
-
-
-def resident_bytes_max(pid: int) -> int | None:
-    """Return the most memory that a process ever had resident, or None where /proc does not say."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-    return found[0] if found else None
 
 
 def show(report: dict[str, Any], as_json: bool, html: Path | None = None) -> int:

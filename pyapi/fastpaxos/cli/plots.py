@@ -225,7 +225,7 @@ def floor_plots(report: Mapping[str, Any]) -> list[Plot]:
         f"{report['window']} frames of {report['payload_bytes_per_frame']:,} bytes in flight": report.get(
             "frame_histogram"
         ),
-        "one frame of 64 bytes at a time": report.get("histogram"),
+        "one small frame at a time": report.get("histogram"),
     }
     return percentile_plot({label: text or "" for label, text in named.items()}, "Latency of a frame without consensus")
 
