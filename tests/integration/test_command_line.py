@@ -19,6 +19,7 @@ from fastpaxos.cli.cluster_process import ClusterProcess, child_environment
 from fastpaxos.config import format_cluster
 
 LINES = 100_000
+SHORT = ("--seconds", "0.3", "--warmup", "0.1")
 
 
 class Result(NamedTuple):
@@ -200,6 +201,52 @@ def test_benchmark_of_a_cluster_that_runs(cli: CommandLine, tmp_path: Path) -> N
             report = cli.json("bench", "closed", "--connect", format_cluster(processes.cluster), *options)
             assert report["applied"] == report["acknowledged"] > 0
             assert report["setup"]["durability"] == "memory"
+
+
+def test_a_workload_leaves_exactly_what_was_acknowledged(cli: CommandLine) -> None:
+    sizes = ("--records", "500", "--fields", "2", "--field-bytes", "16", "--clients", "3", "--pipeline", "4")
+    report = cli.json("bench", "ycsb", "--workload", "f", *sizes, *SHORT)
+    assert (report["benchmark"], report["verdict"], report["setup"]["reads"]) == ("ycsb", True, "linearizable")
+    rows = {row["kind"]: row for row in report["rows"]}
+    assert set(rows) == {"read", "read_modify_write", "all"}
+    assert all(row["operations"] > 0 and row["latency_us"]["p50"] > 0 for row in rows.values())
+    (run,) = report["workloads"]
+    assert (run["workload"], run["distribution"], run["errors"], run["wrong"]) == ("F", "zipfian", 0, 0)
+    assert run["changes"] == run["acknowledged"] > 500 == run["records_checked"]
+
+
+@pytest.mark.slow
+def test_all_workloads_run_each_on_its_own_records(cli: CommandLine, tmp_path: Path) -> None:
+    report = cli.json(
+        "bench", "ycsb", "--records", "2000", "--load-processes", "2", *SHORT, "--keep", tmp_path / "kept"
+    )
+    assert report["verdict"]
+    assert [run["workload"] for run in report["workloads"]] == ["A", "B", "C", "F", "D", "E"]
+    assert [run["distribution"] for run in report["workloads"]][-2:] == ["latest", "zipfian"]
+    inserted = {run["workload"]: run["records_checked"] - 2000 for run in report["workloads"]}
+    assert [name for name, count in inserted.items() if count] == ["D", "E"]
+    assert 1 <= report["workloads"][-1]["entries_per_scan"] <= 100
+    assert {path.name for path in (tmp_path / "kept").iterdir()} >= {"workload-a", "workload-f"}
+
+
+def test_sizes_of_payloads_are_measured_one_by_one(cli: CommandLine) -> None:
+    report = cli.json("bench", "payloads", "--sizes", "3000", "--batch", "20", "--no-floor", "--rounds", "1", *SHORT)
+    assert (report["benchmark"], report["verdict"], report["floor"]) == ("payloads", True, None)
+    assert [(row["payload_bytes"], row["batch"]) for row in report["rows"]] == [(3000, 20)]
+    for row in report["rows"]:
+        assert row["applied"] == row["acknowledged"] > 0
+        assert row["latency_us"]["p50"] > 0 < row["alone_latency_us"]["p50"]
+        assert row["bytes_per_second"] == pytest.approx(row["commands_per_second"] * row["payload_bytes"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_sizes_of_payloads_stand_beside_the_floor(cli: CommandLine) -> None:
+    report = cli.json("bench", "payloads", "--sizes", "1000", "--rounds", "2", *SHORT)
+    assert report["verdict"]
+    (row,) = report["rows"]
+    assert row["batch"] > 1
+    assert row["ratio_to_floor"] > 0
+    assert len(row["rounds"]["ratio_to_floor"]) == len(report["floor"]["rounds"]["bytes_per_second"]) == 2
 
 
 def test_load_and_dump_give_back_the_file_while_replicas_die(

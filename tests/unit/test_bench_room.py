@@ -26,6 +26,8 @@ COMMANDS = [
     ("failover",),
     ("recovery",),
     ("floor",),
+    ("ycsb", "--workload", "A"),
+    ("payloads", "--no-floor"),
 ]
 
 

@@ -412,6 +412,8 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("bench", "recovery"),
         ("bench", "sweep"),
         ("bench", "report"),
+        ("bench", "ycsb"),
+        ("bench", "payloads"),
         ("journal",),
         ("journal", "inspect"),
         ("journal", "verify"),

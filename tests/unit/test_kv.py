@@ -29,16 +29,14 @@ from fastpaxos.kv import (
     SortedKeys,
     prefix_end,
 )
-from fastpaxos.statemachine import ApplyContext, QueryContext, apply_commands
+from fastpaxos.statemachine import apply_commands
 from fastpaxos_core.block import BlockView, build_block
 from fastpaxos_core.results import CommandFailure, decode_results
-
-CONTEXT = ApplyContext(1, 1)
-QUERY = QueryContext(1, 1)
+from kv_client import APPLY, QUERY, LocalClient
 
 
 def apply(machine: KeyValueMachine, command: bytes) -> Any:
-    return msgpack.unpackb(machine.apply(command, CONTEXT))
+    return msgpack.unpackb(machine.apply(command, APPLY))
 
 
 def scan(machine: KeyValueMachine, start: bytes = b"", end: bytes | None = None, limit: int = 10_000) -> Any:
@@ -125,7 +123,7 @@ def test_agrees_with_a_dict(operations: list[tuple[str, bytes, bytes, int, bool]
         if isinstance(expected, type):
             before = machine.digest()
             with pytest.raises(expected):
-                machine.apply(command_of(*operation), CONTEXT)
+                machine.apply(command_of(*operation), APPLY)
             assert machine.digest() == before
         else:
             assert apply(machine, command_of(*operation)) == expected
@@ -144,7 +142,7 @@ def test_batches_and_single_commands_agree(operations: list[tuple[str, bytes, by
     expected: list[object] = []
     for command in commands:
         try:
-            expected.append(single.apply(command, CONTEXT))
+            expected.append(single.apply(command, APPLY))
         except ValueError as error:
             expected.append((type(error).__name__, str(error)))
     blob = apply_commands(batched, BlockView(build_block(commands, 1, 1)), 1, 1)
@@ -177,7 +175,7 @@ def test_only_plain_decimal_numbers_are_incremented(value: bytes) -> None:
     machine = KeyValueMachine()
     apply(machine, kv.encode_put(b"n", value))
     with pytest.raises(NotAnInteger, match="no signed 64-bit decimal integer"):
-        machine.apply(kv.encode_increment(b"n"), CONTEXT)
+        machine.apply(kv.encode_increment(b"n"), APPLY)
     assert machine.revision == 1
 
 
@@ -185,11 +183,11 @@ def test_increments_end_at_the_signed_64_bit_range() -> None:
     machine = KeyValueMachine()
     assert apply(machine, kv.encode_increment(b"n", 2**63 - 1)) == [1, 2**63 - 1]
     with pytest.raises(OutOfRange, match="9223372036854775808"):
-        machine.apply(kv.encode_increment(b"n", 1), CONTEXT)
+        machine.apply(kv.encode_increment(b"n", 1), APPLY)
     assert apply(machine, kv.encode_increment(b"n", -(2**63))) == [2, -1]
     assert apply(machine, kv.encode_increment(b"n", -(2**63) + 1)) == [3, -(2**63)]
     with pytest.raises(OutOfRange):
-        machine.apply(kv.encode_increment(b"n", -1), CONTEXT)
+        machine.apply(kv.encode_increment(b"n", -1), APPLY)
     assert apply(machine, kv.encode_increment(b"n", 0)) == [4, -(2**63)]
     assert apply(machine, kv.encode_compare_and_set(b"n", b"-9223372036854775808", b"5"))[1] is True
 
@@ -250,7 +248,7 @@ def test_bad_commands_and_queries_change_nothing() -> None:
     before = machine.digest()
     for command in BAD_COMMANDS:
         with pytest.raises(InvalidCommand):
-            machine.apply(command, CONTEXT)
+            machine.apply(command, APPLY)
     for request in BAD_QUERIES:
         with pytest.raises(InvalidCommand):
             machine.query(request, QUERY)
@@ -268,9 +266,9 @@ def test_limits_are_inclusive() -> None:
     machine = KeyValueMachine(key_bytes_max=32, value_bytes_max=64)
     assert apply(machine, kv.encode_put(b"k" * 32, b"v" * 64)) == [1, None]
     with pytest.raises(InvalidCommand, match=r"1\.\.32 bytes, got 33"):
-        machine.apply(kv.encode_put(b"k" * 33, b""), CONTEXT)
+        machine.apply(kv.encode_put(b"k" * 33, b""), APPLY)
     with pytest.raises(InvalidCommand, match="at most 64 bytes, got 65"):
-        machine.apply(kv.encode_put(b"k", b"v" * 65), CONTEXT)
+        machine.apply(kv.encode_put(b"k", b"v" * 65), APPLY)
 
 
 def test_scans_respect_bounds_and_pages() -> None:
@@ -351,7 +349,7 @@ def test_equal_states_have_equal_digests_and_others_have_not() -> None:
     def machine_of(*commands: bytes) -> KeyValueMachine:
         machine = KeyValueMachine()
         for command in commands:
-            machine.apply(command, CONTEXT)
+            machine.apply(command, APPLY)
         return machine
 
     one = machine_of(kv.encode_put(b"a", b"1"), kv.encode_put(b"b", b"2"))
@@ -408,28 +406,6 @@ def test_prefix_end_bounds_exactly_the_prefix(prefix: bytes, end: bytes | None) 
     assert prefix_end(prefix) == end
     for key in [prefix, prefix + b"\x00", prefix + b"\xff" * 5]:
         assert end is None or key < end
-
-
-class LocalClient:
-    """Applies at once in this process: what KeyValueClient needs, and nothing else."""
-
-    def __init__(self, machine: KeyValueMachine) -> None:
-        self.machine = machine
-        self.timeouts: list[float | None] = []
-        self.queries = 0
-
-    async def execute(self, command: bytes, *, timeout: float | None = None) -> bytes:
-        self.timeouts.append(timeout)
-        return self.machine.apply(command, CONTEXT)
-
-    async def execute_many(self, commands: Sequence[bytes], *, timeout: float | None = None) -> list[bytes]:
-        self.timeouts.append(timeout)
-        return [self.machine.apply(command, CONTEXT) for command in commands]
-
-    async def query(self, request: bytes, *, timeout: float | None = None) -> bytes:
-        self.timeouts.append(timeout)
-        self.queries += 1
-        return self.machine.query(request, QUERY)
 
 
 @pytest.fixture

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,15 +24,18 @@ from fastpaxos.cli.load_processes import (
     check_block,
     cluster_to_load,
     run_load_processes,
+    run_plan,
     settled_count,
     split_plan,
 )
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
-from fastpaxos.cli.options import phase, print_json
+from fastpaxos.cli.options import phase
+from fastpaxos.cli.payloads import payloads
 from fastpaxos.cli.recovery import recovery
 from fastpaxos.cli.report import report_command, show_report
 from fastpaxos.cli.resident_memory import ResidentMemory
 from fastpaxos.cli.sweep import sweep
+from fastpaxos.cli.ycsb import ycsb, ycsb_load
 from fastpaxos.runtime import run as run_loop
 
 __all__ = ["bench"]
@@ -51,9 +50,12 @@ def bench() -> None:
 
 bench.add_command(floor)
 bench.add_command(failover)
+bench.add_command(payloads)
 bench.add_command(recovery)
 bench.add_command(sweep)
 bench.add_command(report_command)
+bench.add_command(ycsb)
+bench.add_command(ycsb_load)
 
 
 @bench.command()
@@ -162,21 +164,11 @@ def measure(common: Bench, plan: LoadPlan, described: dict[str, object]) -> int:
 @click.argument("plan_json")
 def load(plan_json: str) -> int:
     """Run one load process of `bench closed`; the result is JSON on stdout."""
-    fields = json.loads(plan_json)
-    fields["cluster"] = {int(node_id): address for node_id, address in fields["cluster"].items()}
 
-    async def run() -> int:
-        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), end_with_parent)
-        print_json((await run_load(LoadPlan(**fields))).to_map())
-        return 0
+    async def work(fields: dict[str, Any]) -> dict[str, Any]:
+        return (await run_load(LoadPlan(**fields))).to_map()
 
-    return run_loop(run())
-
-
-def end_with_parent() -> None:
-    """End this load process when its standard input ends: there is nobody left to report to."""
-    if not os.read(sys.stdin.fileno(), 4096):
-        os._exit(1)
+    return run_plan(plan_json, work)
 
 
 def make_report(results: list[LoadResult], seconds: float, setup: dict[str, object], applied: int) -> dict[str, Any]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import msgpack
 
 from fastpaxos.cli.cluster_process import ClusterProcess, check_room, child_environment
 from fastpaxos.cli.load import LoadPlan, LoadResult
-from fastpaxos.cli.options import progress
+from fastpaxos.cli.options import print_json, progress
 from fastpaxos.cli.status import Statuses, wait_for
 from fastpaxos.client import Client
 from fastpaxos.errors import FastPaxosError
+from fastpaxos.runtime import run as run_loop
 
 __all__ = [
     "START_TIMEOUT_S",
@@ -26,6 +30,8 @@ __all__ = [
     "check_block",
     "cluster_to_load",
     "run_load_processes",
+    "run_plan",
+    "run_processes",
     "settled_count",
     "split_plan",
 ]
@@ -76,13 +82,18 @@ def split_plan(plan: LoadPlan, processes: int) -> list[LoadPlan]:
 
 
 def run_load_processes(plans: list[LoadPlan]) -> list[LoadResult]:
-    """Run every plan in a process of its own, all at once, and collect what they print."""
-    command = [sys.executable, "-P", "-m", "fastpaxos", "bench", "load"]
+    """Run every plan in a process of its own, all at once."""
+    return [LoadResult(**result) for result in run_processes("load", [asdict(plan) for plan in plans])]
+
+
+def run_processes(name: str, plans: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Run the hidden command `bench NAME` with every plan, all at once, and collect what they print."""
+    command = [sys.executable, "-P", "-m", "fastpaxos", "bench", name]
     running: list[subprocess.Popen[str]] = []
     try:
         for plan in plans:
             process = subprocess.Popen(
-                [*command, json.dumps(asdict(plan))],
+                [*command, json.dumps(plan)],
                 env=child_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -98,7 +109,7 @@ def run_load_processes(plans: list[LoadPlan]) -> list[LoadResult]:
             process.wait()
             if process.returncode != 0:
                 raise FastPaxosError(f"load process {process.pid} ended with code {process.returncode}")
-            results.append(LoadResult(**json.loads(output)))
+            results.append(json.loads(output))
     finally:
         for process in running:
             process.kill()
@@ -107,3 +118,22 @@ def run_load_processes(plans: list[LoadPlan]) -> list[LoadResult]:
                 if stream is not None:
                     stream.close()
     return results
+
+
+def run_plan(plan_json: str, work: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> int:
+    """Do the work of one load process: a plan in, its result as JSON on stdout. Returns the exit code."""
+    fields = json.loads(plan_json)
+    fields["cluster"] = {int(node_id): address for node_id, address in fields["cluster"].items()}
+
+    async def run() -> int:
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), end_with_parent)
+        print_json(await work(fields))
+        return 0
+
+    return run_loop(run())
+
+
+def end_with_parent() -> None:
+    """End this load process when its standard input ends: there is nobody left to report to."""
+    if not os.read(sys.stdin.fileno(), 4096):
+        os._exit(1)

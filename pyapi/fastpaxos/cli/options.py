@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -13,7 +13,16 @@ import click
 from fastpaxos.config import parse_cluster
 from fastpaxos.errors import ConfigError
 
-__all__ = ["CLUSTER_FORM", "cluster_option", "json_option", "parse_cluster_option", "phase", "print_json", "progress"]
+__all__ = [
+    "CLUSTER_FORM",
+    "cluster_option",
+    "json_option",
+    "parse_cluster_option",
+    "parse_numbers",
+    "phase",
+    "print_json",
+    "progress",
+]
 
 CLUSTER_FORM = "1=HOST:PORT,2=HOST:PORT,..."
 
@@ -28,6 +37,21 @@ def parse_cluster_option(
         return parse_cluster(value)
     except ConfigError as error:
         raise click.BadParameter(str(error), param=parameter) from error
+
+
+def parse_numbers(what: str, low: int, high: int) -> Callable[[click.Context, click.Parameter, str], list[int]]:
+    """Return the callback of an option that takes numbers low..high, separated by commas; `what` is one of them."""
+
+    def parse(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
+        try:
+            numbers = [int(part) for part in value.split(",")]
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is no list of {what}s such as {low},{high}") from None
+        if not all(low <= number <= high for number in numbers):
+            raise click.BadParameter(f"{value!r} has a {what} outside {low}..{high}")
+        return numbers
+
+    return parse
 
 
 cluster_option = click.option(

@@ -354,7 +354,7 @@ def other_plots(report: Mapping[str, Any]) -> list[Plot]:
     """`compare`, and every benchmark that is not known here: bars of its rows, percentiles of its histograms."""
     rows = [row for row in report.get("rows", []) if isinstance(row, dict)]
     labelled = list(zip(row_labels(rows), rows, strict=True))
-    named = {label.replace("\n", " "): row.get("histogram") or "" for label, row in labelled}
+    named = {label.replace("\n", " "): row.get("histogram") or "" for label, row in whole_rows(labelled)}
     if not any(named.values()):
         named = {"all": report.get("histogram") or ""}
     return [*throughput_bars(labelled), *latency_bars(labelled), *percentile_plot(named, "Latency by percentile")]
@@ -383,9 +383,14 @@ def rate_of(row: Mapping[str, Any]) -> tuple[float, list[float]] | None:
     return (float(rate), runs) if isinstance(rate, int | float) and rate > 0 else None
 
 
+def whole_rows(labelled: Sequence[tuple[str, Mapping[str, Any]]]) -> Sequence[tuple[str, Mapping[str, Any]]]:
+    """The rows that count all kinds of operations, where there are such; else all rows."""
+    return [(label, row) for label, row in labelled if row.get("kind") == "all"] or labelled
+
+
 def throughput_bars(labelled: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Plot]:
-    """A bar for each row with a rate. Where some rows count all kinds of operations, only those have one."""
-    whole = [(label, row) for label, row in labelled if row.get("kind") == "all"] or labelled
+    """A bar for each row with a rate."""
+    whole = whole_rows(labelled)
     rates = [(label, str(row.get("durability")), rate) for label, row in whole if (rate := rate_of(row))]
     if not rates:
         return []

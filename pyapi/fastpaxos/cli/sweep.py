@@ -20,7 +20,7 @@ from fastpaxos.cli.load_processes import (
     split_plan,
 )
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
-from fastpaxos.cli.options import phase, progress
+from fastpaxos.cli.options import parse_numbers, phase, progress
 from fastpaxos.cli.report import show_report
 from fastpaxos.runtime import run as run_loop
 
@@ -29,21 +29,16 @@ __all__ = ["sweep"]
 SHARES = "10,20,30,40,50,60,70,80,90,100,110"
 
 
-def parse_shares(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
-    """Percentages, 1..1000."""
-    try:
-        shares = [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of percentages such as 50,70,90") from None
-    if not all(1 <= share <= 1000 for share in shares):
-        raise click.BadParameter(f"{value!r} has a percentage outside 1..1000")
-    return shares
-
-
 @click.command()
 @click.option("--clients", type=click.IntRange(1, 4096), default=4, show_default=True, help="Sessions.")
 @click.option("--callers", type=click.IntRange(1, 4096), default=250, show_default=True, help="To find the maximum.")
-@click.option("--shares", callback=parse_shares, default=SHARES, show_default=True, help="Percentages of the maximum.")
+@click.option(
+    "--shares",
+    callback=parse_numbers("percentage", 1, 1000),
+    default=SHARES,
+    show_default=True,
+    help="Percentages of the maximum.",
+)
 @bench_options
 def sweep(common: Bench, callers: int, shares: list[int]) -> int:
     """Find the highest throughput of single commands, then send at shares of it and show the latency of each.
