@@ -30,7 +30,7 @@ SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 FUZZ ?= run --executions 1e7
 SPEC ?=
 CRASH ?= --states 2000 --corruptions 1000 --seed 1
-.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions demo annotate coverage asan fuzz spec crash docs dist clean
+.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions bench-peers demo annotate coverage asan fuzz spec crash docs dist clean
 
 help:  ## print the recipes
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 27
@@ -75,6 +75,12 @@ bench: build  ## run the benchmark suite; every benchmark also checks its own re
 
 bench-instructions: build  ## count the core's machine instructions per slot (needs valgrind)
 	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python bench/instructions.py
+
+bench-peers: build  ## install what bench compare measures against: etcd-server and redis-server (apt), pysyncobj (pip)
+	bench/install_peers.sh
+	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["peers"], sep="\n")' > build/peers.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r build/peers.txt
 
 demo: build  ## three durable replicas under load; the leader is killed and nothing is lost (DEMO="--seconds 20")
 	$(BIN)/fastpaxos demo $(DEMO)

@@ -16,7 +16,7 @@ from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
 from fastpaxos.cli.options import json_option, print_json, progress
 from fastpaxos.cli.peers.etcd import Etcd
 from fastpaxos.cli.peers.floor import Floor
-from fastpaxos.cli.peers.peer import INSTALL_ALL, Peer, PeerPlan
+from fastpaxos.cli.peers.peer import INSTALL_ALL, DisturbedError, Peer, PeerPlan
 from fastpaxos.cli.peers.pysyncobj import PySyncObj
 from fastpaxos.cli.peers.redis import Redis
 from fastpaxos.cli.peers.replicas import FastPaxos
@@ -26,6 +26,7 @@ __all__ = ["Row", "compare", "make_report", "take_turns"]
 REPLICAS = 3
 WARMUP_S_MAX = 1.0
 REASON_CHARACTERS = 500
+REPEATS_MAX = 3
 
 
 def all_peers() -> list[Peer]:
@@ -56,6 +57,7 @@ class Row:
     version: str | None = None
     install: str | None = None
     failure: str | None = None
+    disturbed: list[str] = field(default_factory=list)
     commands_per_second: list[float] = field(default_factory=list)
     p50_us: list[float] = field(default_factory=list)
     p99_us: list[float] = field(default_factory=list)
@@ -68,15 +70,24 @@ class Row:
         return "measured" if self.failure is None else "failed"
 
     def attempt(self, step: Callable[[Path, PeerPlan], None], folder: Path, plan: PeerPlan) -> None:
-        """One step in a folder of its own, which goes with it. What the step raises becomes the row's reason, and the
-        row gets no further step."""
+        """One step in a folder of its own, which goes with it; again if it was disturbed, but not for ever. What else
+        the step raises becomes the row's reason, and the row gets no further step."""
         if self.status != "measured":
             return
-        try:
-            with tempfile.TemporaryDirectory(dir=folder, prefix=f"{self.peer.name}-") as place:
-                step(Path(place), plan)
-        except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}"[:REASON_CHARACTERS]
+        while True:
+            try:
+                with tempfile.TemporaryDirectory(dir=folder, prefix=f"{self.peer.name}-") as place:
+                    step(Path(place), plan)
+            except DisturbedError as error:
+                self.disturbed.append(reason(error))
+                if len(self.disturbed) <= REPEATS_MAX:
+                    progress(f"{self.peer.name} again: {self.disturbed[-1]}")
+                    continue
+                self.failure = self.disturbed[-1]
+            except Exception as error:
+                self.failure = reason(error)
+            break
+        if self.failure is not None:
             progress(f"{self.peer.name} failed: {self.failure}")
 
     def tune(self, folder: Path, plan: PeerPlan) -> None:
@@ -94,6 +105,11 @@ class Row:
         self.commands_per_second.append(commands_per_second)
         self.p50_us.append(latency["p50"])
         self.p99_us.append(latency["p99"])
+
+
+def reason(error: Exception) -> str:
+    """What an error says, cut to what a row can hold."""
+    return f"{type(error).__name__}: {error}"[:REASON_CHARACTERS]
 
 
 def take_turns(peers: Sequence[Peer], plan: PeerPlan, rounds: int, folder: Path) -> list[Row]:
@@ -175,6 +191,8 @@ def describe_row(row: Row, reference: Row | None, plan: PeerPlan) -> dict[str, A
         described["install"] = [INSTALL_ALL, row.install]
     if row.failure is not None:
         described["reason"] = row.failure
+    if row.disturbed:
+        described["disturbed"] = row.disturbed
     described |= {
         "version": row.version,
         "settings": peer.settings(),

@@ -11,7 +11,7 @@ from typing import Protocol
 from fastpaxos.cli.latency import Percentiles
 from fastpaxos.errors import FastPaxosError
 
-__all__ = ["INSTALL_ALL", "Peer", "PeerError", "PeerPlan", "RunningPeer", "payloads"]
+__all__ = ["INSTALL_ALL", "DisturbedError", "Peer", "PeerError", "PeerPlan", "RunningPeer", "payloads"]
 
 # Installs everything that can be missing; each peer also names its own line.
 INSTALL_ALL = "make bench-peers"
@@ -20,6 +20,10 @@ SEED = 1
 
 class PeerError(FastPaxosError):
     """A system that is measured did not start, answered with an error, or did not hold what it acknowledged."""
+
+
+class DisturbedError(PeerError):
+    """The system was not itself in this turn, for a reason that is known and rare: the turn is repeated."""
 
 
 @dataclass(frozen=True, slots=True)

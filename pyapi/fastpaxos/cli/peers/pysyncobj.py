@@ -14,7 +14,7 @@ from typing import Any
 
 from fastpaxos.cli.cluster_process import free_ports
 from fastpaxos.cli.latency import LatencyHistogram, Percentiles
-from fastpaxos.cli.peers.peer import PeerError, PeerPlan
+from fastpaxos.cli.peers.peer import DisturbedError, PeerError, PeerPlan
 from fastpaxos.cli.peers.pysyncobj_node import NodeLoad, NodeResult, NodeSettings, run_node
 
 __all__ = ["PySyncObj"]
@@ -24,21 +24,27 @@ START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 30.0
 PAUSE_S = 0.02
-TRIAL_S, TRIAL_WARMUP_S = 0.5, 0.3
+TRIAL_S, TRIAL_WARMUP_S = 1.0, 0.5
 DEFAULT_WINDOW = 4000
-WINDOWS = (1000, 4000, 8000)
-# A compaction during a run would only slow it down, and these runs end before memory does.
-NO_COMPACTION = {"logCompactionMinEntries": 10**9, "logCompactionMinTime": 10**6}
+WINDOWS = (1000, 4000, 16000)
+DEFAULTS = NodeSettings()
+# A compaction during a run would only slow it down, and these runs end before memory does. A leader that is busy must
+# not lose its office for it.
+CALM = {
+    "logCompactionMinEntries": 10**9,
+    "logCompactionMinTime": 10**6,
+    "raftMinTimeout": 2.0,
+    "raftMaxTimeout": 3.0,
+}
 # Throughput: the caller's loop is the node's loop, and entries are sent in batches at short intervals, not each 0.1 s.
-BATCHES = tuple(
-    NodeSettings({"autoTick": False, "appendEntriesPeriod": period_s} | NO_COMPACTION) for period_s in (0.001, 0.003)
-)
+OWN_LOOP = {"autoTick": False} | CALM
+BATCHES = (DEFAULTS, *(NodeSettings(OWN_LOOP | {"appendEntriesPeriod": period_s}) for period_s in (0.001, 0.005)))
 # Latency: each command is sent at once; by PySyncObj's own thread, by the caller's loop, or by one that never waits.
-AT_ONCE = {"appendEntriesUseBatch": False} | NO_COMPACTION
+AT_ONCE = {"appendEntriesUseBatch": False}
 ALONE = (
-    NodeSettings(AT_ONCE),
-    NodeSettings(AT_ONCE | {"autoTick": False}),
-    NodeSettings(AT_ONCE | {"autoTick": False}, busy=True),
+    NodeSettings(AT_ONCE | CALM),
+    NodeSettings(AT_ONCE | OWN_LOOP),
+    NodeSettings(AT_ONCE | OWN_LOOP, busy=True),
 )
 
 
@@ -52,7 +58,7 @@ class PySyncObj:
         self.name = name
         self.reference = reference
         self._best = best
-        self._throughput = self._latency = NodeSettings()
+        self._throughput = self._latency = DEFAULTS
         self._window = DEFAULT_WINDOW
 
     def missing(self) -> str | None:
@@ -63,8 +69,6 @@ class PySyncObj:
 
     def settings(self) -> str:
         where = "called in the leader's own process; nothing is written to a disk"
-        if not self._best:
-            return f"default settings; {where}"
         return f"throughput: {describe(self._throughput)}; latency: {describe(self._latency)}; {where}"
 
     def load(self, plan: PeerPlan) -> str:
@@ -73,20 +77,21 @@ class PySyncObj:
     def tune(self, folder: Path, plan: PeerPlan) -> None:
         if not self._best:
             return
-        speeds: dict[tuple[int, int], float] = {}
-        for number, settings in enumerate(BATCHES):
-            with node_cluster(self.nodes, settings) as cluster:
-                for window in WINDOWS:
-                    trial = NodeLoad(window, plan.payload_bytes, TRIAL_S, TRIAL_WARMUP_S)
-                    speeds[number, window] = cluster.run(trial).measured
+        loads = [NodeLoad(window, plan.payload_bytes, TRIAL_S, TRIAL_WARMUP_S) for window in WINDOWS]
+        speeds = {
+            (number, load.window): result.measured
+            for number, settings in enumerate(BATCHES)
+            for load, result in try_loads(self.nodes, settings, loads)
+        }
         number, self._window = max(speeds, key=lambda key: speeds[key])
         self._throughput = BATCHES[number]
-        medians: list[float] = []
-        for settings in ALONE:
-            with node_cluster(self.nodes, settings) as cluster:
-                result = cluster.run(NodeLoad(1, plan.payload_bytes, TRIAL_S, TRIAL_WARMUP_S))
-                medians.append(LatencyHistogram.from_sparse(result.latency).percentiles_us()["p50"])
-        self._latency = ALONE[medians.index(min(medians))]
+        alone = [NodeLoad(1, plan.payload_bytes, TRIAL_S, TRIAL_WARMUP_S)]
+        medians = {
+            number: LatencyHistogram.from_sparse(result.latency).percentile_ns(50)
+            for number, settings in enumerate(ALONE)
+            for _, result in try_loads(self.nodes, settings, alone)
+        }
+        self._latency = ALONE[min(medians, key=lambda key: medians[key])]
 
     @contextlib.contextmanager
     def running(self, folder: Path, plan: PeerPlan) -> Iterator[RunningPySyncObj]:
@@ -118,6 +123,15 @@ class RunningPySyncObj:
         return LatencyHistogram.from_sparse(result.latency).percentiles_us()
 
 
+def try_loads(nodes: int, settings: NodeSettings, loads: list[NodeLoad]) -> list[tuple[NodeLoad, NodeResult]]:
+    """Run loads one after the other; those from the first on that the cluster does not stand are left out."""
+    done: list[tuple[NodeLoad, NodeResult]] = []
+    with contextlib.suppress(DisturbedError), node_cluster(nodes, settings) as cluster:
+        for load in loads:
+            done.append((load, cluster.run(load)))  # noqa: PERF401 - what came before an error counts
+    return done
+
+
 class NodeCluster:
     """Nodes with a leader, by their pipes."""
 
@@ -126,11 +140,14 @@ class NodeCluster:
         self._leader = self._find_leader()
 
     def run(self, load: NodeLoad) -> NodeResult:
-        """Load the leader. Raises PeerError if a command fails, or if the nodes do not hold what was acknowledged."""
+        """Load the leader. Raises DisturbedError if a command fails or is never answered, and PeerError if the nodes do
+        not hold what was acknowledged."""
         before, _ = ask(self._leader, "state")
         result: NodeResult = ask(self._leader, load, load.warmup_s + load.seconds + ANSWER_TIMEOUT_S)
-        if result.errors:
-            raise PeerError(f"{result.errors} commands failed")
+        if result.errors or result.unanswered:
+            raise DisturbedError(
+                f"{result.errors} commands failed, {result.unanswered} unanswered: PySyncObj changed its leader"
+            )
         wanted = before + result.acknowledged
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         while True:
@@ -185,5 +202,5 @@ def ask(pipe: Connection, request: Any, timeout_s: float = ANSWER_TIMEOUT_S) -> 
 
 def describe(settings: NodeSettings) -> str:
     """Settings as a person would write them."""
-    named = ", ".join(f"{name}={value:g}" for name, value in settings.options.items())
+    named = ", ".join(f"{name}={value}" for name, value in settings.options.items()) or "default settings"
     return f"{named}, the leader never waits" if settings.busy else named

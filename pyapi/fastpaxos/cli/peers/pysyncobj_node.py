@@ -22,6 +22,7 @@ from fastpaxos.cli.peers.peer import payloads
 __all__ = ["NodeLoad", "NodeResult", "NodeSettings", "run_node"]
 
 TICK_S = 0.05
+LAST_ANSWERS_S = 5.0
 PAYLOADS = 8
 
 
@@ -50,11 +51,13 @@ class NodeLoad:
 
 @dataclass(slots=True)
 class NodeResult:
-    """What came back; the latencies only of a window of one."""
+    """What came back; the latencies only of a window of one. PySyncObj never answers some commands of a leader that
+    lost its office: they are `unanswered`."""
 
     acknowledged: int = 0
     measured: int = 0
     errors: int = 0
+    unanswered: int = 0
     latency: list[list[int]] = field(default_factory=list)
 
 
@@ -103,19 +106,18 @@ def run_node(addresses: list[str], settings: NodeSettings, pipe: Connection) -> 
 
 
 def run_load(chain: Any, turn: Callable[[], None], load: NodeLoad) -> NodeResult:
-    """Call the replicated method; each answer calls it again until the time is over and all are answered."""
-    result = NodeResult()
+    """Call the replicated method; each answer calls it again until the time is over. Then wait for the last answers."""
+    result = NodeResult(unanswered=load.window)
     clock = time.perf_counter_ns
     commands = payloads(PAYLOADS, load.payload_bytes)
     samples: list[int] = []
     alone = load.window == 1
-    unanswered = load.window
     measure_from = clock() + int(load.warmup_s * 1e9)
     end = measure_from + int(load.seconds * 1e9)
     begin = clock()
 
     def answered(_result: Any, error: int) -> None:
-        nonlocal unanswered, begin
+        nonlocal begin
         now = clock()
         if error:
             result.errors += 1
@@ -129,11 +131,12 @@ def run_load(chain: Any, turn: Callable[[], None], load: NodeLoad) -> NodeResult
             begin = now
             chain.add(commands[result.acknowledged % PAYLOADS], callback=answered)
         else:
-            unanswered -= 1
+            result.unanswered -= 1
 
     for number in range(load.window):
         chain.add(commands[number % PAYLOADS], callback=answered)
-    while unanswered:
+    give_up = end + int(LAST_ANSWERS_S * 1e9)
+    while result.unanswered and clock() < give_up:
         turn()
     histogram = LatencyHistogram()
     histogram.record(samples)
