@@ -31,7 +31,7 @@ SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 FUZZ ?= run --executions 1e7
 SPEC ?=
 CRASH ?= --states 2000 --corruptions 1000 --seed 1
-.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions bench-targets demo annotate coverage asan fuzz spec crash docs dist clean
+.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions bench-peers bench-targets demo annotate coverage asan fuzz spec crash docs dist clean
 
 help:  ## print the recipes
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 27
@@ -79,6 +79,12 @@ bench-instructions: build  ## count the core's machine instructions per slot (ne
 
 bench-targets: build  ## measure the targets P1 to P12 (TARGETS="--only P1,P3 --rounds 5 --json FILE"); an idle machine, 25 min
 	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python -m bench.targets $(TARGETS)
+
+bench-peers: build  ## install what bench compare measures against: etcd-server and redis-server (apt), pysyncobj (pip)
+	bench/install_peers.sh
+	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["peers"], sep="\n")' > build/peers.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r build/peers.txt
 
 demo: build  ## three durable replicas under load; the leader is killed and nothing is lost (DEMO="--seconds 20")
 	$(BIN)/fastpaxos demo $(DEMO)

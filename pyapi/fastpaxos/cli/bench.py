@@ -14,6 +14,7 @@ from fastpaxos.cli.cluster_process import (
     journal_bytes_max,
     work_folder,
 )
+from fastpaxos.cli.compare import compare
 from fastpaxos.cli.failover import failover
 from fastpaxos.cli.floor import floor
 from fastpaxos.cli.latency import LatencyHistogram
@@ -49,6 +50,7 @@ def bench() -> None:
 
 
 bench.add_command(floor)
+bench.add_command(compare)
 bench.add_command(failover)
 bench.add_command(payloads)
 bench.add_command(recovery)
