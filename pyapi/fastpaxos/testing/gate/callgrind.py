@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,12 +46,22 @@ class CallgrindError(Exception):
 
 @dataclass(frozen=True)
 class Workload:
-    """`target` is "module:function" or "path.py:function"; called as function(count, *arguments), N = `repetitions`."""
+    """Work that is counted.
+
+    Attributes:
+        name: of its metrics: `name` for everything, `name: stage` for each stage.
+        target: "module:function" or "path.py:function", called as function(count, *arguments). It does its work `count`
+            times and raises when the result is wrong.
+        repetitions: N.
+        arguments: what follows the count.
+        stages: {stage: names of C functions} whose shares are metrics of their own (stages.py).
+    """
 
     name: str
     target: str
     repetitions: int
     arguments: tuple[int | str, ...] = ()
+    stages: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -104,9 +114,10 @@ def count_workloads(workloads: Sequence[Workload], paths: Sequence[Path] = ()) -
         if paths:
             environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
         run = subprocess.run(
-            [valgrind, "--tool=callgrind", f"--callgrind-out-file={out}", f"--dump-before={MARK}", "--compress-strings=yes",
-             sys.executable, "-P", str(COUNTED), json.dumps([asdict(workload) for workload in workloads])],
-            env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
+            [valgrind, "--tool=callgrind", f"--callgrind-out-file={out}", f"--dump-before={MARK}",
+             sys.executable, "-P", str(COUNTED)],
+            input=json.dumps([_work(workload) for workload in workloads]), env=environment,
+            capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
         )  # fmt: skip
         if run.returncode:
             raise CallgrindError(f"the counted program failed ({run.returncode}):\n{run.stdout}{run.stderr}")
@@ -122,6 +133,11 @@ def count_workloads(workloads: Sequence[Workload], paths: Sequence[Path] = ()) -
         workload.name: profiles[3 * index + 1].one_repetition(profiles[3 * index + 2], workload.repetitions)
         for index, workload in enumerate(workloads)
     }
+
+
+def _work(workload: Workload) -> dict[str, object]:
+    """Return what the counted program is told."""
+    return {"target": workload.target, "repetitions": workload.repetitions, "arguments": workload.arguments}
 
 
 _NAME = re.compile(r"\((\d+)\)(?: (.*))?")

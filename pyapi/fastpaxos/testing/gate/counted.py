@@ -1,4 +1,4 @@
-"""Run under callgrind by callgrind.py: each workload once to warm up, then N and 2 N times between marks.
+"""Runs under callgrind for callgrind.py: each workload once to warm up, then N and 2 N times between marks.
 
 A program of its own that imports nothing of fastpaxos: what is counted decides what is loaded.
 """
@@ -49,4 +49,4 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.stdin.read())
