@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from fastpaxos.cli import cluster_process, failover, floor, main, options, recovery
+from fastpaxos.cli import cluster_process, failover, floor, main, options, recovery, ycsb
 from fastpaxos.cli.cluster_process import (
     REPLICA_BYTES_BASE,
     REPLICA_BYTES_PER_SECOND_MAX,
@@ -35,7 +35,7 @@ COMMANDS = [
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The place of temporary folders, with nothing in it; the probes of the machine are left out."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for module in ("bench", "sweep", "floor"):
+    for module in ("bench", "sweep", "floor", "payloads", "ycsb"):
         for probe in ("loopback_us", "fdatasync_us"):
             monkeypatch.setattr(f"fastpaxos.cli.{module}.{probe}", lambda *_: {})
     return tmp_path
@@ -50,7 +50,7 @@ def test_no_room_no_start(
 
     free = shutil.disk_usage(temporary)._replace(free=10 * MB)
     monkeypatch.setattr(cluster_process.shutil, "disk_usage", lambda folder: free)
-    for place in (failover, recovery, cluster_process):
+    for place in (failover, recovery, ycsb, cluster_process):
         monkeypatch.setattr(place, "ClusterProcess", never)
     monkeypatch.setattr("fastpaxos.cli.load_processes.ClusterProcess", never)
     monkeypatch.setattr(floor, "measure_floor", never)
@@ -75,7 +75,7 @@ def test_nothing_is_left_of_a_run_that_is_interrupted(
 
     free = shutil.disk_usage(temporary)._replace(free=2**50)
     monkeypatch.setattr(cluster_process.shutil, "disk_usage", lambda folder: free)
-    for place in (failover, recovery):
+    for place in (failover, recovery, ycsb):
         monkeypatch.setattr(place, "ClusterProcess", interrupted)
     monkeypatch.setattr("fastpaxos.cli.load_processes.ClusterProcess", interrupted)
     monkeypatch.setattr(floor, "measure_floor", interrupted)
