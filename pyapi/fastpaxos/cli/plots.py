@@ -69,10 +69,10 @@ WIDTH, HEIGHT = 7.6, 3.9
 ROWS_HEIGHT, ROW_HEIGHT = 1.5, 0.45  # of bars: for all of them, and for each
 PNG_DOTS_PER_INCH = 160
 PERCENTILE_POINTS = 400
-ROW_RESULTS = {"name", "version", "status", "durability", "histogram", "reason", "load"}
+ROW_RESULTS = {"status", "durability", "histogram"}
 ROW_SETTINGS = {"payload_bytes": "{:,} bytes", "batch": "batch {:,}", "clients": "{:,} clients"}
 RATES = ("commands_per_second", "operations_per_second")
-LABEL_LETTERS_MAX, SHORT_LABEL_LETTERS_MAX = 40, 18
+LABEL_LETTERS_MAX = 40
 LABEL_STEPS_BELOW, MORE_STEPS_BELOW = 400.0, 8.0  # times that a logarithmic axis spans
 LOG_SCALE_FROM = 20.0  # bars whose lengths differ by more stand on a logarithmic axis
 SECONDS = EngFormatter(unit="s")
@@ -361,16 +361,18 @@ def other_plots(report: Mapping[str, Any]) -> list[Plot]:
 
 
 def row_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells the rows apart: name, version, then other texts and numbers that are settings; made unique."""
+    """What tells the rows apart: name, version and nodes; of rows without a name their texts and settings. Made unique
+    by a number."""
     labels: list[str] = []
     for row in rows:
-        first = [str(row[key]) for key in ("name", "version") if row.get(key)]
-        texts = [value for key, value in row.items() if isinstance(value, str) and value and key not in ROW_RESULTS]
-        numbers = [form.format(row[key]) for key, form in ROW_SETTINGS.items() if isinstance(row.get(key), int)]
-        parts = [*first, *texts, *numbers] or ["row"]
-        label = ", ".join(parts)
-        if len(label) > SHORT_LABEL_LETTERS_MAX:
-            label = parts[0] + "\n" + textwrap.shorten(", ".join(parts[1:]), LABEL_LETTERS_MAX, placeholder=" ...")
+        if row.get("name"):
+            label = " ".join(str(row[key]) for key in ("name", "version") if row.get(key))
+            if nodes := row.get("nodes"):
+                label += f"\n{nodes} node{'s' * (nodes != 1)}"
+        else:
+            texts = [value for key, value in row.items() if isinstance(value, str) and value and key not in ROW_RESULTS]
+            numbers = [form.format(row[key]) for key, form in ROW_SETTINGS.items() if isinstance(row.get(key), int)]
+            label = textwrap.shorten(", ".join([*texts, *numbers]), LABEL_LETTERS_MAX, placeholder=" ...") or "row"
         labels.append(label if label not in labels else f"{label} #{len(labels) + 1}")
     return labels
 
