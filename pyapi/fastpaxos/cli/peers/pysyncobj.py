@@ -83,6 +83,8 @@ class PySyncObj:
             for number, settings in enumerate(BATCHES)
             for load, result in try_loads(self.nodes, settings, loads)
         }
+        if not speeds:
+            raise PeerError("PySyncObj changed its leader in every trial of its throughput")
         number, self._window = max(speeds, key=lambda key: speeds[key])
         self._throughput = BATCHES[number]
         alone = [NodeLoad(1, plan.payload_bytes, TRIAL_S, TRIAL_WARMUP_S)]
@@ -91,6 +93,8 @@ class PySyncObj:
             for number, settings in enumerate(ALONE)
             for _, result in try_loads(self.nodes, settings, alone)
         }
+        if not medians:
+            raise PeerError("PySyncObj changed its leader in every trial of its latency")
         self._latency = ALONE[min(medians, key=lambda key: medians[key])]
 
     @contextlib.contextmanager
