@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from fastpaxos.testing.gate import Workload
+import timed_pairs
+
+from fastpaxos.testing.gate import Bound, Pair, Workload
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
@@ -35,8 +38,13 @@ STAGES = {
 
 def phase2(slot_count: int) -> Workload:
     """Batches of so many slots through three replicas, by stage."""
-    path = BENCH / "core_batches.py"
-    return Workload(f"phase2 {slot_count}", f"{path}:main", 64, (slot_count,), stages=STAGES)
+    batches = 256 if slot_count < 1024 else 64
+    return Workload(f"phase2 {slot_count}", f"{BENCH / 'core_batches.py'}:main", batches, (slot_count,), stages=STAGES)
+
+
+def phase2_small(slot_count: int) -> Workload:
+    """The same with the core as one stage: of few slots, what stages share is too large a part of each to divide up."""
+    return replace(phase2(slot_count), stages={"core": [name for names in STAGES.values() for name in names]})
 
 
 def loop(function: str, repetitions: int, *arguments: int) -> Workload:
@@ -46,17 +54,25 @@ def loop(function: str, repetitions: int, *arguments: int) -> Workload:
 
 
 WORKLOADS = (
-    *(phase2(slot_count) for slot_count in (1, 64, 1024, 4096)),
-    loop("encode", 64, 1, 1), loop("encode", 32, 64, 1), loop("encode", 8, 1024, 1), loop("encode", 8, 1024, 0),
-    loop("decode", 64, 1), loop("decode", 32, 64), loop("decode", 8, 1024),
-    loop("split", 8, 1, 1 << 20), loop("split", 8, 1024, 1 << 20), loop("split", 4, 1024, 1448),
-    loop("seal", 32, 1), loop("seal", 32, 1024),
+    phase2_small(1), phase2_small(64), phase2(1024), phase2(4096),
+    loop("encode", 512, 1, 1), loop("encode", 256, 64, 1), loop("encode", 32, 1024, 1), loop("encode", 32, 1024, 0),
+    loop("decode", 512, 1), loop("decode", 64, 64), loop("decode", 8, 1024),
+    loop("split", 64, 1, 1 << 20), loop("split", 32, 1024, 1 << 20), loop("split", 8, 1024, 1448),
+    loop("seal", 256, 1), loop("seal", 128, 1024),
     loop("recover", 2, 16, 64), loop("recover", 2, 1024, 64),
-    loop("sessions", 64, 1), loop("sessions", 64, 1024),
-    loop("results", 32, 1), loop("results", 8, 1024),
-    loop("put", 32, 1), loop("put", 4, 1024),
-    loop("fold", 32, 1), loop("fold", 8, 1024),
+    loop("sessions", 512, 1), loop("sessions", 512, 1024),
+    loop("results", 512, 1), loop("results", 8, 1024),
+    loop("put", 128, 1), loop("put", 1, 256),
+    loop("fold", 256, 1), loop("fold", 64, 1024),
 )  # fmt: skip
+
+PAIRS = (
+    Pair("core", timed_pairs.core, timed_pairs.fixed_work, (Bound("processor_seconds", at_most=9.0),)),
+    Pair("cluster", timed_pairs.cluster, timed_pairs.floor, (
+        Bound("bytes_per_second", at_least=0.1), Bound("p50", at_most=10.0), Bound("p99", at_most=10.0),
+    )),
+)  # fmt: skip
+"""Medians on two shared cores, and about twice as far from 1 as the worst of them."""
 
 
 def module_path(tree: Path) -> list[Path]:

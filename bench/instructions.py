@@ -45,9 +45,10 @@ def print_functions(profile: Profile, slot_count: int, top: int) -> None:
     parts = functions_of_stages(profile, STAGES)
     readable: dict[str, list[float]] = {}
     inclusive = profile.inclusive()
+    calls = profile.times_called()
     for symbol, count in inclusive.items():
         sums = readable.setdefault(readable_name(symbol), [0.0, 0.0, 0.0])
-        for index, value in enumerate((profile.own.get(symbol, 0.0), count, profile.calls.get(symbol, 0.0))):
+        for index, value in enumerate((profile.own.get(symbol, 0.0), count, calls.get(symbol, 0.0))):
             sums[index] += value
 
     def line(name: str) -> str:

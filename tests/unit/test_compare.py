@@ -203,7 +203,7 @@ def test_the_command_prints_one_object_and_says_by_its_code_whether_something_fa
     code, output, errors = run_command(capsys, "--json", "--rounds", "2", "--payload", "5")
     report = json.loads(output)
     assert (code, errors, report["benchmark"], report["verdict"]) == (0, "", "compare", True)
-    assert {"cores", "python", "rounds", "payload_bytes", "loopback_us", "fdatasync_us"} <= set(report["setup"])
+    assert {"cores", "versions", "rounds", "payload_bytes", "loopback_us", "fdatasync_us"} <= set(report["setup"])
     assert [row["status"] for row in report["rows"]] == ["measured", "not installed"]
     assert {"name", "version", "settings", "durability", "nodes", "load"} <= set(report["rows"][1])
     speeds.append(PeerError("broken"))

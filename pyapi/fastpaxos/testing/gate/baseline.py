@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .callgrind import Profile, Workload
-from .stages import REST, functions_of_stages, missing_functions
+from .stages import REST, functions_of_stages, missing_functions, with_flat_memory
 
 __all__ = ["TOLERANCE", "Baseline", "Comparison", "Verdict", "compare", "metrics_of"]
 
@@ -89,6 +89,7 @@ def metrics_of(workload: Workload, profile: Profile) -> dict[str, float]:
     missing = missing_functions(profile, workload.stages)
     if missing:
         raise ValueError(f"{workload.name}: {', '.join(missing)} never ran: correct the stages of the suite")
+    profile = with_flat_memory(profile)
     metrics = {workload.name: profile.total}
     for stage, functions in functions_of_stages(profile, workload.stages).items():
         if stage != REST:
