@@ -7,6 +7,9 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 TEST_JOBS ?= 2
 DEMO ?=
 BENCH ?=
+TARGETS ?=
+TIER ?= all
+GATE ?=
 SIM ?= --seeds 1000 --jobs $(JOBS)
 MUTANTS ?= --base-seeds 20 --document docs/mutants.md
 PYTEST_ARGS ?=
@@ -30,7 +33,7 @@ SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 FUZZ ?= run --executions 1e7
 SPEC ?=
 CRASH ?= --states 2000 --corruptions 1000 --seed 1
-.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions demo annotate coverage asan fuzz spec crash docs dist clean
+.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions bench-gate bench-baseline bench-peers bench-targets demo annotate coverage asan fuzz spec crash docs dist clean
 
 help:  ## print the recipes
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 27
@@ -75,6 +78,21 @@ bench: build  ## run the benchmark suite; every benchmark also checks its own re
 
 bench-instructions: build  ## count the core's machine instructions per slot (needs valgrind)
 	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python bench/instructions.py
+
+bench-targets: build  ## measure the targets P1 to P12 (TARGETS="--only P1,P3 --rounds 5 --json FILE"); an idle machine, 25 min
+	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python -m bench.targets $(TARGETS)
+
+bench-peers: build  ## install what bench compare measures against: etcd-server and redis-server (apt), pysyncobj (pip)
+	bench/install_peers.sh
+	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["peers"], sep="\n")' > build/peers.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r build/peers.txt
+
+bench-gate: build  ## fail on a regression: instruction counts and paired ratios (TIER=deterministic, GATE="--all")
+	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python -P -m fastpaxos.testing.gate bench/gate_suite.py --tier $(TIER) $(GATE)
+
+bench-baseline: build  ## accept what the code costs now: count it, print old and new, write bench/baseline.json
+	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python -P -m fastpaxos.testing.gate bench/gate_suite.py --renew
 
 demo: build  ## three durable replicas under load; the leader is killed and nothing is lost (DEMO="--seconds 20")
 	$(BIN)/fastpaxos demo $(DEMO)

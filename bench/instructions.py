@@ -10,39 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from fastpaxos.testing.gate.callgrind import CallgrindError, Profile, Workload, count_workloads, readable_name
+from gate_suite import REPLICAS, STAGES, phase2
+
+from fastpaxos.testing.gate.callgrind import CallgrindError, Profile, count_workloads, readable_name
 from fastpaxos.testing.gate.stages import REST, functions_of_stages, missing_functions
 
-REPLICAS = 3
-BATCHES = 64
 SLOTS = (1, 64, 1024, 4096)
 PHASE2_TARGET = {1024: 10.0}
 """P6: highest wanted count of accept + vote + commit + deliver per slot and replica, by slots per batch."""
 
 PHASE2 = ("accept", "vote", "commit", "deliver")
-STAGES = {
-    "admit": ("replica.Replica.submit",),
-    "accept": ("proposer.Proposer.propose", "acceptor.Acceptor.handle_accept"),
-    "vote": (
-        "acceptor.Acceptor.flush_accepted", "proposer.Proposer.handle_accepted", "proposer.Proposer.count_own_votes",
-    ),
-    "commit": ("learner.Learner.heard_commit", "learner.Learner.commit_batch", "proposer.Proposer.commit_chosen"),
-    "deliver": ("replica.Replica.next_batch", "replica.Replica.complete_batch", "replica.Replica.take_replies"),
-    "frames": ("wire.FrameSplitter.feed", "wire.FrameWriter.encode_c", "proposer.Proposer.send_accepts"),
-    "journal": ("journal.Journal.seal", "journal.Journal.synced"),
-    "turn": (
-        "replica.Replica.receive", "replica.Replica.take_write", "replica.Replica.take_messages",
-        "replica.Replica.synced",
-    ),
-}  # fmt: skip
-"""Functions by stage. What they call belongs to them, down to what another stage names."""
-
-
-def workload(slot_count: int) -> Workload:
-    path = Path(__file__).with_name("core_batches.py").resolve()
-    return Workload(f"{slot_count} slots", f"{path}:main", BATCHES, (slot_count,))
 
 
 def stage_report(profile: Profile, slot_count: int) -> dict[str, object]:
@@ -67,9 +45,10 @@ def print_functions(profile: Profile, slot_count: int, top: int) -> None:
     parts = functions_of_stages(profile, STAGES)
     readable: dict[str, list[float]] = {}
     inclusive = profile.inclusive()
+    calls = profile.times_called()
     for symbol, count in inclusive.items():
         sums = readable.setdefault(readable_name(symbol), [0.0, 0.0, 0.0])
-        for index, value in enumerate((profile.own.get(symbol, 0.0), count, profile.calls.get(symbol, 0.0))):
+        for index, value in enumerate((profile.own.get(symbol, 0.0), count, calls.get(symbol, 0.0))):
             sums[index] += value
 
     def line(name: str) -> str:
@@ -119,21 +98,19 @@ def main() -> int:
     options = parser.parse_args()
     slots = options.slots or list(SLOTS)
     try:
-        profiles = count_workloads([workload(slot_count) for slot_count in slots])
+        profiles = count_workloads([phase2(slot_count) for slot_count in slots])
     except CallgrindError as error:
         print(error, file=sys.stderr)
         return 1
-    reports = [stage_report(profiles[workload(slot_count).name], slot_count) for slot_count in slots]
+    reports = [stage_report(profiles[phase2(slot_count).name], slot_count) for slot_count in slots]
     if options.json:
         print(json.dumps({"benchmark": "instructions", "replicas": REPLICAS, "batches": reports}, indent=2))
     else:
-        print(
-            f"instructions per slot and replica, {REPLICAS} replicas, by stage; {REST}: the Python loop that drives them"
-        )
+        print(f"instructions per slot and replica, {REPLICAS} replicas, by stage; {REST}: the Python loop around them")
         for slot_count, report in zip(slots, reports, strict=True):
             print_report(report)
             if options.functions:
-                print_functions(profiles[workload(slot_count).name], slot_count, options.top)
+                print_functions(profiles[phase2(slot_count).name], slot_count, options.top)
     missing = sorted({name for report in reports for name in report["not_found"]})  # type: ignore[attr-defined]
     if missing:
         print(f"never ran, so STAGES does not fit the core any more: {', '.join(missing)}", file=sys.stderr)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 try:
-    from fastpaxos_core.build import CHECKED, PROFILE
+    from fastpaxos_core.build import CHECKED, CYTHON, PROFILE
 except ImportError as _error:
     raise ImportError(
         "fastpaxos_core is not built for this Python: run `make build` in a source tree, or `pip install .`"
@@ -83,9 +83,10 @@ class BuildInfo(TypedDict):
     version: str
     profile: str
     checked: bool
+    cython: str
 
 
 def build_info() -> BuildInfo:
-    """Return the version, the build profile ("release", "checked", "coverage" or "asan") and whether ring accesses
-    are checked in C."""
-    return {"version": __version__, "profile": PROFILE, "checked": CHECKED}
+    """Return the version, the build profile ("release", "checked", "coverage" or "asan"), whether ring accesses are
+    checked in C, and the version of Cython that compiled it."""
+    return {"version": __version__, "profile": PROFILE, "checked": CHECKED, "cython": CYTHON}

@@ -1,2 +1,3 @@
 PROFILE: str
 CHECKED: bool
+CYTHON: str

@@ -74,6 +74,16 @@ def kv_cluster(tmp_path: Path) -> Iterator[ClusterProcess]:
         yield processes
 
 
+SETUP = {"cpu", "cores", "memory_bytes", "system", "file_system", "event_loop", "versions", "build", "commit"}
+SETUP |= {"date", "durability", "payload_bytes", "load_generator", "replicas"}
+
+
+def check_described(report: dict[str, Any], benchmark: str) -> None:
+    """A report says what it is and what it was measured with."""
+    assert report["benchmark"] == benchmark
+    assert SETUP - set(report["setup"]) == set()
+
+
 def test_demo_loses_its_leader_and_nothing_else() -> None:
     report = parse(run_process("demo", "--seconds", "2", "--json"))
     assert report["verdict"] == "passed"
@@ -116,16 +126,27 @@ def test_benchmark_applies_what_it_acknowledges(cli: CommandLine) -> None:
     assert report["applied"] == report["acknowledged"] > 0
     assert (report["errors"], report["digests_equal"]) == (0, True)
     assert report["commands_per_second"] > 0
+    check_described(report, "closed")
     assert (report["setup"]["clients"], report["setup"]["batch"], report["setup"]["durability"]) == (3, 50, "fsync")
     assert report["setup"]["loopback_us"]["p50"] > 0
     assert report["setup"]["fdatasync_us"]["p50"] > 0
-    assert [entry["resident_bytes_max"] > 0 for entry in report["replicas"]] == [True] * 3
+    assert report["per_second"] == []  # no whole second
+    assert all(entry["resident_bytes_max"] >= entry["resident_bytes_end"] > 0 for entry in report["replicas"])
+
+
+def test_benchmark_counts_each_second_and_makes_the_call_that_is_asked_for(cli: CommandLine) -> None:
+    options = ("--call", "execute_many", "--seconds", "1", "--warmup", "0.1", "--replicas", "1", "--batch", "50")
+    report = cli.json("bench", "closed", *options)
+    assert report["per_second"] == [report["commands_per_second"]]
+    assert report["setup"]["call"] == "execute_many"
+    assert len(report["replicas"][0]["resident_bytes_per_second"]) == 1
 
 
 def test_open_load_sends_at_its_rate(cli: CommandLine) -> None:
     report = cli.json("bench", "open", "--rate", "500", "--seconds", "1", "--warmup", "0.1", "--arrivals", "uniform")
     assert report["applied"] == report["acknowledged"] > 0
     assert 490 <= report["commands_per_second"] <= 510
+    check_described(report, "open")
     assert report["latency_us"]["p50"] > 0
 
 
@@ -134,18 +155,31 @@ def test_a_killed_leader_loses_nothing_and_the_gap_is_told(cli: CommandLine) -> 
     assert report["verdict"]
     assert report["acknowledged"] > 0
     assert 0 < report["gap_ms"]["p50"] == report["gap_ms"]["max"] < 20_000
+    check_described(report, "failover")
+    (timeline,) = report["timelines"]
+    assert timeline["gap_ms"] == report["gap_ms"]["max"]
+    # Answers before the kill, and after it.
+    kill = -timeline["begin_ms"] // timeline["bucket_ms"]
+    assert sum(timeline["answered"][:kill]) > 0 < sum(timeline["answered"][kill + 1 :]) <= report["acknowledged"]
 
 
 def test_a_restarted_replica_has_what_was_acknowledged(cli: CommandLine) -> None:
     report = cli.json("bench", "recovery", "--rounds", "2", "--seconds", "0.3", "--batch", "50")
     assert report["verdict"]
-    first, second = (step["commands"] for step in report["restarts"])
-    assert 0 < first < second
+    check_described(report, "recovery")
+    first, second = report["restarts"]
+    assert 0 < first["commands"] < second["commands"]
+    # What was written, not the room that was reserved: 16 bytes for each command, and the headers of blocks of 50.
+    assert all(16 < step["journal_bytes"] / step["commands"] < 24 for step in report["restarts"])
 
 
-def test_a_sweep_shows_each_share(cli: CommandLine) -> None:
+def test_a_sweep_shows_each_share_and_makes_a_page(cli: CommandLine, tmp_path: Path) -> None:
     options = ("--seconds", "0.3", "--warmup", "0.1", "--clients", "2", "--callers", "20")
-    report = cli.json("bench", "sweep", "--shares", "10,50", *options)
+    report = cli.json("bench", "sweep", "--shares", "10,50", *options, "--html", tmp_path / "page.html")
+    check_described(report, "sweep")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2
+    assert f"{report['maximum_commands_per_second']:,}" in page
     assert report["verdict"]
     assert [row["share"] for row in report["rows"]] == [10, 50]
     assert report["acknowledged"] == report["applied"]
@@ -157,6 +191,7 @@ def test_the_floor_moves_bytes(cli: CommandLine) -> None:
     assert report["bytes_per_second"] > 0
     assert (report["payload_bytes_per_frame"], report["window"]) == (20_000, 4)
     assert report["latency_us"]["p50"] > report["setup"]["loopback_us"]["p50"]
+    check_described(report, "floor")
 
 
 def test_benchmark_of_a_cluster_that_runs(cli: CommandLine, tmp_path: Path) -> None:

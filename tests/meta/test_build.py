@@ -31,6 +31,7 @@ def test_build_is_the_expected_one() -> None:
     information = fastpaxos_core.build_info()
     assert information["profile"] == EXPECTED_BUILD
     assert information["checked"] == (EXPECTED_BUILD in ("checked", "asan"))
+    assert tuple(map(int, information["cython"].split("."))) >= (3, 3, 0)
 
 
 def test_both_packages_come_from_the_place_of_that_build() -> None:

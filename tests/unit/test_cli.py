@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hdrh.histogram import HdrHistogram
 
 from fastpaxos.cli import main
 from fastpaxos.cli.bench import make_report, show
@@ -38,20 +39,22 @@ CLUSTER = "1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003"
 # Latencies
 
 
-def test_histogram_reads_back_within_one_percent() -> None:
+def test_histogram_reads_back_within_one_thousandth() -> None:
     chance = random.Random(1)
     values = sorted(int(10 ** chance.uniform(0, 10)) for _ in range(5000))
     histogram = LatencyHistogram()
     histogram.record(values)
     for percent in (1.0, 50.0, 90.0, 99.0, 99.9):
         exact = values[max(1, int(np.ceil(len(values) * percent / 100))) - 1]
-        assert exact <= histogram.percentile_ns(percent) <= exact * 1.008 + 1
+        assert exact <= histogram.percentile_ns(percent) <= exact * 1.001 + 1
     assert histogram.percentile_ns(100.0) == histogram.max_ns == values[-1]
     assert histogram.samples == len(values)
 
 
 def test_every_value_lies_in_its_bucket() -> None:
-    values = np.array([0, 1, 255, 256, 257, 511, 512, 513, 1023, 1024, 10**6, 10**9, 2**40, 2**62], dtype=np.int64)
+    values = np.array(
+        [0, 1, 1023, 1024, 2047, 2048, 2049, 2050, 4095, 4096, 10**6, 10**9, 2**40, 2**62], dtype=np.int64
+    )
     buckets = bucket_of(values)
     for value, bucket in zip(values.tolist(), buckets.tolist(), strict=True):
         assert value <= bucket_end(bucket)
@@ -318,6 +321,7 @@ def test_report_joins_load_processes(capsys: pytest.CaptureFixture[str]) -> None
     assert show(report, as_json=True) == 0
     printed = json.loads(capsys.readouterr().out)
     assert {"commands_per_second", "latency_us", "acknowledged", "errors", "setup"} <= set(printed)
+    assert HdrHistogram.decode(printed["histogram"]).get_total_count() == 20
     assert set(printed["latency_us"]) == {"p50", "p99", "p999", "max"}
 
 
@@ -407,6 +411,7 @@ def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         ("bench", "failover"),
         ("bench", "recovery"),
         ("bench", "sweep"),
+        ("bench", "report"),
         ("bench", "ycsb"),
         ("bench", "payloads"),
         ("journal",),
@@ -439,6 +444,7 @@ def test_every_command_has_help(command: tuple[str, ...], capsys: pytest.Capture
         (("bench", "closed", "--batch", "16384", "--payload", "1000"), "lower --batch"),
         (("bench", "closed", "--clients", "2", "--load-processes", "3"), "load processes"),
         (("bench", "open"), "Missing option '--rate'"),
+        (("bench", "floor", "--durability", "memory", "--sync", "thread"), "never syncs"),
         (("bench", "sweep", "--shares", "50,many"), "no list of percentages"),
         (("bench", "sweep", "--shares", "0"), "outside 1..1000"),
         (("bench", "sweep", "--clients", "2", "--load-processes", "3"), "load processes"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastpaxos.cli import floor_node
+from fastpaxos.cli.floor import LATENCY_PAYLOAD_BYTES
 from fastpaxos.cli.floor_node import (
     HEADER,
     POSITION,
@@ -23,7 +24,7 @@ from fastpaxos.cli.floor_node import (
     run_client,
     run_leader,
 )
-from fastpaxos_core.block import crc32c
+from fastpaxos_core.block import build_block, crc32c
 
 
 def frame(payload: bytes) -> bytes:
@@ -127,3 +128,7 @@ def test_the_client_counts_each_frame_once() -> None:
             frames, histogram = run_client(FloorPlan(1000, window, 0.2, 0.05), address)
             assert frames > 0
             assert abs(histogram.samples - frames) <= 2 * window
+
+
+def test_the_frame_that_is_timed_alone_is_the_block_of_one_small_command() -> None:
+    assert len(build_block([bytes(16)], 1, 1)) == LATENCY_PAYLOAD_BYTES

@@ -14,6 +14,7 @@ from fastpaxos.cli.cluster_process import (
     journal_bytes_max,
     work_folder,
 )
+from fastpaxos.cli.compare import compare
 from fastpaxos.cli.failover import failover
 from fastpaxos.cli.floor import floor
 from fastpaxos.cli.latency import LatencyHistogram
@@ -21,6 +22,7 @@ from fastpaxos.cli.load import LoadPlan, LoadResult, run_load
 from fastpaxos.cli.load_processes import (
     SETTLE_TIMEOUT_S,
     START_TIMEOUT_S,
+    check_block,
     cluster_to_load,
     run_load_processes,
     run_plan,
@@ -28,9 +30,11 @@ from fastpaxos.cli.load_processes import (
     split_plan,
 )
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
-from fastpaxos.cli.options import print_json, progress
+from fastpaxos.cli.options import phase
 from fastpaxos.cli.payloads import payloads
 from fastpaxos.cli.recovery import recovery
+from fastpaxos.cli.report import report_command, show_report
+from fastpaxos.cli.resident_memory import ResidentMemory
 from fastpaxos.cli.sweep import sweep
 from fastpaxos.cli.ycsb import ycsb, ycsb_load
 from fastpaxos.runtime import run as run_loop
@@ -38,7 +42,6 @@ from fastpaxos.runtime import run as run_loop
 __all__ = ["bench"]
 
 MIB = 1024 * 1024
-BLOCK_BYTES_MAX = 1 * MIB
 
 
 @click.group()
@@ -47,10 +50,12 @@ def bench() -> None:
 
 
 bench.add_command(floor)
+bench.add_command(compare)
 bench.add_command(failover)
 bench.add_command(payloads)
 bench.add_command(recovery)
 bench.add_command(sweep)
+bench.add_command(report_command)
 bench.add_command(ycsb)
 bench.add_command(ycsb_load)
 
@@ -58,19 +63,21 @@ bench.add_command(ycsb_load)
 @bench.command()
 @click.option("--clients", type=click.IntRange(1, 4096), default=4, show_default=True, help="Sessions.")
 @click.option(
-    "--pipeline", type=click.IntRange(1, 4096), default=8, show_default=True, help="Blocks each has in flight."
+    "--pipeline", type=click.IntRange(1, 4096), default=8, show_default=True, help="Calls each has in flight."
 )
-@click.option("--batch", type=click.IntRange(1, 16384), default=1000, show_default=True, help="Commands per block.")
+@click.option("--batch", type=click.IntRange(1, 16384), default=1000, show_default=True, help="Commands per call.")
 @bench_options
 def closed(common: Bench, pipeline: int, batch: int) -> int:
-    """Keep CLIENTS x PIPELINE blocks of BATCH commands in flight and measure what comes back.
+    """Keep CLIENTS x PIPELINE calls of BATCH commands in flight and measure what comes back.
 
-    With a BATCH of 1, commands are sent one by one as `Client.execute` does, and those of one session share blocks.
-    Replicas and load run in processes of their own. The latency is that of a block, from call to result. The exit code
+    With a BATCH of 1, each call is `Client.execute`, and the commands of one session share blocks. With more, it is
+    `Client.execute_many`. Replicas and load run in processes of their own. The latency is that of a call. The exit code
     is 1 if a command failed, or if the replicas did not apply exactly what was acknowledged.
     """
     plan = LoadPlan({}, common.clients, pipeline, batch, common.payload, common.seconds, common.warmup)
-    return measure(common, plan, {"load": "closed", "pipeline": pipeline, "batch": batch})
+    call = "execute" if batch == 1 else "execute_many"
+    described = {"load": "closed", "pipeline": pipeline, "batch": batch, "call": call}
+    return measure(common, plan, described)
 
 
 @bench.command("open")
@@ -103,34 +110,36 @@ def open_load(common: Bench, rate: float, arrivals: str, batch: int) -> int:
 
 def measure(common: Bench, plan: LoadPlan, described: dict[str, object]) -> int:
     """Run a load on a cluster and report; return the exit code."""
-    if plan.batch * (common.payload + 4) > BLOCK_BYTES_MAX - 4096:
-        raise click.UsageError(
-            f"a block of {plan.batch} x {common.payload} bytes exceeds {BLOCK_BYTES_MAX} bytes; lower --batch"
-        )
+    check_block(plan.batch, common.payload)
     seconds = common.seconds
     with interruptible(), work_folder(common.keep) as folder:
         setup = (
-            describe_machine()
+            describe_machine(folder)
             | described
             | {
                 "clients": common.clients,
                 "payload_bytes": common.payload,
                 "seconds": seconds,
                 "warmup_seconds": common.warmup,
+                "load_generator": "processes of its own",
                 "load_processes": common.load_processes,
                 "loopback_us": loopback_us(),
                 "fdatasync_us": fdatasync_us(folder),
             }
         )
-        needed_bytes = journal_bytes_max(common.replicas, seconds + common.warmup, common.payload)
+        rate = plan.rate * plan.batch or None
+        length = seconds + common.warmup
+        needed_bytes = journal_bytes_max(common.replicas, length, common.payload, plan.batch, rate=rate)
         with cluster_to_load(folder, common.connect, common.replicas, common.durability, needed_bytes) as (
             cluster,
             processes,
         ):
             before = run_loop(settled_count(cluster, "the election of a leader", START_TIMEOUT_S, leader=True))
-            progress(f"measuring for {seconds:g} s")
             plans = split_plan(replace(plan, cluster=cluster), common.load_processes)
-            results = run_load_processes(plans)
+            pids = {node_id: processes.pid(node_id) for node_id in cluster} if processes else {}
+            with phase("measuring", length), ResidentMemory(pids) as memory:
+                results = run_load_processes(plans)
+            begin_ns = min(result.begin_ns for result in results)
             after = run_loop(settled_count(cluster, "catching up", SETTLE_TIMEOUT_S, leader=False))
             report = make_report(results, seconds, setup, applied=after[0] - before[0])
             durability = after[1][0].get("durability", common.durability)
@@ -141,13 +150,13 @@ def measure(common: Bench, plan: LoadPlan, described: dict[str, object]) -> int:
                     "role": entry["role"],
                     "applied_index": entry["applied_index"],
                     "digest": entry["digest"],
-                    "resident_bytes_max": resident_bytes_max(processes.pid(entry["id"])) if processes else None,
                     "log_memory_bytes": entry.get("log_memory_bytes"),
                 }
+                | memory.describe(entry["id"], begin_ns, seconds)
                 for entry in after[1]
             ]
         report["digests_equal"] = len({entry["digest"] for entry in report["replicas"]}) == 1
-    return show(report, common.as_json)
+    return show({"benchmark": str(described["load"])} | report, common.as_json, common.html)
 
 
 @bench.command(hidden=True)
@@ -168,7 +177,9 @@ def make_report(results: list[LoadResult], seconds: float, setup: dict[str, obje
         histogram.merge(LatencyHistogram.from_sparse(result.latency))
     return {
         "commands_per_second": round(sum(result.measured for result in results) / seconds),
+        "per_second": [sum(counts) for counts in zip(*(result.per_second for result in results), strict=True)],
         "latency_us": histogram.percentiles_us(),
+        "histogram": histogram.to_hdr(),
         "blocks_measured": histogram.samples,
         "late_ms_max": round(max(result.late_ns_max for result in results) / 1e6, 3),
         "acknowledged": sum(result.acknowledged for result in results),
@@ -179,17 +190,7 @@ def make_report(results: list[LoadResult], seconds: float, setup: dict[str, obje
     }
 
 
-def resident_bytes_max(pid: int) -> int | None:
-    """Return the most memory that a process ever had resident, or None where /proc does not say."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-    return found[0] if found else None
-
-
-def show(report: dict[str, Any], as_json: bool) -> int:
+def show(report: dict[str, Any], as_json: bool, html: Path | None = None) -> int:
     """Print the report; return the exit code."""
     # A command whose answer was lost may be applied: with errors there may be more, never fewer.
     applied_as_acknowledged = (
@@ -198,10 +199,7 @@ def show(report: dict[str, Any], as_json: bool) -> int:
         else report["applied"] >= report["acknowledged"]
     )
     report["verdict"] = bool(applied_as_acknowledged and report["errors"] == 0 and report["digests_equal"])
-    if as_json:
-        print_json(report)
-    else:
-        print_report(report)
+    show_report(report, as_json=as_json, html=html, print_text=print_report)
     return 0 if report["verdict"] else 1
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from fastpaxos.cli.options import CLUSTER_FORM, json_option, parse_cluster_option
+from fastpaxos.cli.report import html_option
 from fastpaxos.config import DURABILITY_MODES
 
 __all__ = ["Bench", "bench_options"]
@@ -30,6 +31,7 @@ class Bench:
     connect: dict[int, str] | None
     keep: Path | None
     as_json: bool
+    html: Path | None
 
 
 def bench_options(command: Callable[..., int]) -> Callable[..., int]:
@@ -67,6 +69,7 @@ def bench_options(command: Callable[..., int]) -> Callable[..., int]:
             ),
             click.option("--keep", type=click.Path(path_type=Path), help="Keep data and logs in this new folder."),
             json_option,
+            html_option,
         )
     ):
         with_bench = option(with_bench)

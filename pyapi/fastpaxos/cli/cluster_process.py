@@ -24,7 +24,15 @@ import fastpaxos_core
 from fastpaxos.config import format_cluster
 from fastpaxos.errors import ConfigError, FastPaxosError
 
-__all__ = ["ClusterProcess", "ReplicaDied", "check_room", "free_ports", "interruptible", "work_folder"]
+__all__ = [
+    "ClusterProcess",
+    "ReplicaDied",
+    "check_room",
+    "free_ports",
+    "interruptible",
+    "journal_bytes_max",
+    "work_folder",
+]
 
 MIB = 1024 * 1024
 # Below the range that Linux takes for outgoing connections, so that nobody's client occupies a dead replica's port.
@@ -32,7 +40,13 @@ PORT_MIN, PORT_MAX = 15_000, 32_000
 STOP_TIMEOUT_S = 10.0
 REPLICA_BYTES_BASE = 256 * MIB
 REPLICA_BYTES_PER_SECOND_MAX = 256 * MIB
-COMMANDS_PER_SECOND_MAX = 8_000_000
+SEGMENT_BYTES = 64 * MIB  # each restart begins a new one, preallocated
+# More than was ever measured: of commands in large blocks, of commands or blocks that come one by one, of what headers
+# of blocks and records take in all.
+COMMANDS_PER_SECOND_MAX = 11_000_000
+SINGLE_COMMANDS_PER_SECOND_MAX = 500_000
+HEADER_BYTES = 256
+HEADER_BYTES_PER_SECOND_MAX = 16 * MIB
 LOG_TAIL_LINES = 15
 
 
@@ -58,10 +72,24 @@ def free_ports(count: int) -> list[int]:
     raise FastPaxosError(f"found only {len(ports)} free ports of {count} in {PORT_MIN}..{PORT_MAX} on 127.0.0.1")
 
 
-def journal_bytes_max(replicas: int, seconds: float, payload_bytes: int) -> int:
-    """Return what a full load may write in `seconds`, generously: running out of disk is worse than refusing."""
-    bytes_per_second = min(COMMANDS_PER_SECOND_MAX * (payload_bytes + 4), REPLICA_BYTES_PER_SECOND_MAX)
-    return int(replicas * (REPLICA_BYTES_BASE + seconds * bytes_per_second))
+def journal_bytes_max(
+    replicas: int,
+    seconds: float,
+    payload_bytes: int,
+    batch: int = 1000,
+    *,
+    rate: float | None = None,
+    restarts: int = 0,
+) -> int:
+    """Return what a load may write in `seconds`, generously: running out of disk is worse than refusing.
+
+    Commands come in blocks of `batch`, `rate` of them per second or as fast as any cluster takes them; `restarts`
+    counts those of all replicas.
+    """
+    commands = min(COMMANDS_PER_SECOND_MAX, SINGLE_COMMANDS_PER_SECOND_MAX * batch, rate or COMMANDS_PER_SECOND_MAX)
+    headers = min(HEADER_BYTES_PER_SECOND_MAX, commands / batch * HEADER_BYTES)
+    bytes_per_second = min(commands * payload_bytes + headers, REPLICA_BYTES_PER_SECOND_MAX)
+    return int(replicas * (REPLICA_BYTES_BASE + seconds * bytes_per_second) + restarts * SEGMENT_BYTES)
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:

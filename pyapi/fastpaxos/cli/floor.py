@@ -16,7 +16,8 @@ from fastpaxos.cli.cluster_process import check_room, interruptible, work_folder
 from fastpaxos.cli.floor_node import FILE_BYTES, FloorPlan, run_client, run_follower, run_leader
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
-from fastpaxos.cli.options import json_option, print_json, progress
+from fastpaxos.cli.options import json_option, phase, progress
+from fastpaxos.cli.report import html_option, show_report
 from fastpaxos.config import DURABILITY_MODES
 
 __all__ = ["floor", "measure_floor"]
@@ -25,7 +26,7 @@ FRAME_BYTES = (16 << 10, 64 << 10, 256 << 10, 1 << 20)
 WINDOWS = (4, 16, 64)
 IN_FLIGHT_MAX = 32 << 20
 TRIAL_S, TRIAL_WARMUP_S = 0.5, 0.3
-LATENCY_PAYLOAD_BYTES = 64
+LATENCY_PAYLOAD_BYTES = 56  # of the block that one command of 16 bytes makes
 SYNCS = {"fsync": ("inline", "thread"), "write": ("none",), "memory": ("off",)}
 
 
@@ -36,31 +37,46 @@ SYNCS = {"fsync": ("inline", "thread"), "write": ("none",), "memory": ("off",)}
 )
 @click.option("--window", type=click.IntRange(1, 4096), help="Only so many frames in flight, not the best number.")
 @click.option("--durability", type=click.Choice(DURABILITY_MODES), default="fsync", show_default=True)
+@click.option("--sync", type=click.Choice(SYNCS["fsync"]), help="Only this way of syncing (durability fsync).")
 @click.option("--seconds", type=click.FloatRange(0.1, 600.0), default=4.0, show_default=True, help="Measured time.")
 @json_option
+@html_option
 def floor(
-    replicas: int, payload: int | None, window: int | None, durability: str, seconds: float, as_json: bool
+    replicas: int,
+    payload: int | None,
+    window: int | None,
+    durability: str,
+    sync: str | None,
+    seconds: float,
+    as_json: bool,
+    html: Path | None,
 ) -> int:
     """Move and sync bytes over the hops of a cluster, without consensus: the bound that a cluster is measured against.
 
     Throughput is that of the best frame size, window and way of syncing (short trials choose them); latency is that of
-    one frame of 64 bytes at a time, with the better way of syncing.
+    one frame at a time, with the better way of syncing; it has 56 bytes, as the block of a single command of 16.
     """
+    if sync is not None and durability != "fsync":
+        raise click.UsageError(f"--sync is for durability fsync; {durability} never syncs")
     with interruptible(), work_folder(None) as folder:
-        check_room(folder, 2 * replicas * FILE_BYTES)
-        report = measure_floor(folder, replicas, durability, seconds, payload, window)
-    if as_json:
-        print_json(report)
-    else:
-        print_floor(report)
+        ways = 1 if sync is not None else len(SYNCS[durability])
+        check_room(folder, ways * replicas * FILE_BYTES)
+        report = measure_floor(folder, replicas, durability, seconds, payload, window, sync)
+    show_report(report, as_json=as_json, html=html, print_text=print_floor)
     return 0
 
 
 def measure_floor(
-    folder: Path, replicas: int, durability: str, seconds: float, payload: int | None = None, window: int | None = None
+    folder: Path,
+    replicas: int,
+    durability: str,
+    seconds: float,
+    payload: int | None = None,
+    window: int | None = None,
+    sync: str | None = None,
 ) -> dict[str, Any]:
     """Find the best setting in short trials, and measure it and the latency of one frame at a time."""
-    syncs = SYNCS[durability]
+    syncs = SYNCS[durability] if sync is None else (sync,)
     sizes = FRAME_BYTES if payload is None else (payload,)
     windows = WINDOWS if window is None else (window,)
     plans = [
@@ -72,31 +88,41 @@ def measure_floor(
     speeds: dict[tuple[str, FloorPlan], float] = {}
     latencies: dict[str, LatencyHistogram] = {}
     with contextlib.ExitStack() as stack:
-        leaders = {sync: stack.enter_context(floor_cluster(folder, replicas, sync)) for sync in syncs}
-        progress(f"{len(syncs) * len(plans)} trials")
-        for sync, leader in leaders.items():
-            for plan in plans:
-                speeds[sync, plan] = bytes_per_second(plan, run_client(plan, leader)[0])
+        leaders = {way: stack.enter_context(floor_cluster(folder, replicas, way)) for way in syncs}
+        trials = [(way, plan) for way in syncs for plan in plans]
+        with phase(f"{len(trials)} trials", len(trials) * (TRIAL_S + TRIAL_WARMUP_S)):
+            for way, plan in trials:
+                # Nothing is to be chosen from a single one.
+                frames = run_client(plan, leaders[way])[0] if len(trials) > 1 else 0
+                speeds[way, plan] = bytes_per_second(plan, frames)
+        for way, leader in leaders.items():
             alone = FloorPlan(LATENCY_PAYLOAD_BYTES, 1, seconds / 2, TRIAL_WARMUP_S)
-            latencies[sync] = run_client(alone, leader)[1]
+            with phase(f"one frame at a time, sync {way}", alone.seconds + alone.warmup_s):
+                latencies[way] = run_client(alone, leader)[1]
         best, trial = max(speeds, key=lambda key: speeds[key])
         progress(f"throughput: frames of {trial.payload_bytes} bytes, {trial.window} in flight, sync {best}")
         plan = replace(trial, seconds=seconds, warmup_s=1.0)
-        frames, histogram = run_client(plan, leaders[best])
-    quick = min(latencies, key=lambda sync: latencies[sync].percentile_ns(50.0))
+        with phase("throughput", plan.seconds + plan.warmup_s):
+            frames, histogram = run_client(plan, leaders[best])
+    quick = min(latencies, key=lambda way: latencies[way].percentile_ns(50.0))
     return {
+        "benchmark": "floor",
         "bytes_per_second": round(bytes_per_second(plan, frames)),
         "frames_per_second": round(frames / plan.seconds, 1),
         "payload_bytes_per_frame": plan.payload_bytes,
         "window": plan.window,
         "sync": best,
         "frame_latency_us": histogram.percentiles_us(),
+        "frame_histogram": histogram.to_hdr(),
         "latency_us": latencies[quick].percentiles_us(),
+        "histogram": latencies[quick].to_hdr(),
         "latency_sync": quick,
-        "setup": describe_machine()
+        "setup": describe_machine(folder)
         | {
             "replicas": replicas,
             "durability": durability,
+            "payload_bytes": plan.payload_bytes,
+            "load_generator": "a process of its own",
             "seconds": seconds,
             "loopback_us": loopback_us(),
             "fdatasync_us": fdatasync_us(folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -9,9 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["LatencyHistogram", "Percentiles"]
 
-SUB_BUCKET_BITS = 8
+SUB_BUCKET_BITS = 11
 SUB_BUCKETS = 1 << SUB_BUCKET_BITS
 BUCKETS = 64 * SUB_BUCKETS // 2
+SIGNIFICANT_DIGITS = 3  # what 1,024 buckets for each power of two are called in HdrHistogram
+HDR_NS_MAX = 3_600_000_000_000
 
 
 class Percentiles(TypedDict):
@@ -24,8 +27,12 @@ class Percentiles(TypedDict):
 
 
 class LatencyHistogram:
-    """Counts of nanoseconds in log-linear buckets: each power of two is cut into 128, so a value read back is at
-    most 0.8 % above the one that was recorded. The largest sample is kept exactly."""
+    """Counts of nanoseconds in the buckets of an HdrHistogram of 3 digits: each power of two is cut into 1,024, so a
+    value read back is at most 0.1 % above the one that was recorded. The largest sample is kept exactly.
+
+    Recording is our own because it takes whole arrays: the load generator must not spend its time on one call per
+    sample. What leaves this program is written and read by the library `hdrhistogram`.
+    """
 
     def __init__(self) -> None:
         self.counts = np.zeros(BUCKETS, dtype=np.uint64)
@@ -44,16 +51,22 @@ class LatencyHistogram:
         if int(values.min()) < 0:
             raise ValueError(f"a latency of {int(values.min())} ns is negative")
         self.max_ns = max(self.max_ns, int(values.max()))
-        self.counts += np.bincount(bucket_of(values), minlength=BUCKETS).astype(np.uint64)
+        # Only as far as the largest sample: the buckets of hours are not touched for microseconds.
+        counts = np.bincount(bucket_of(values))
+        self.counts[: len(counts)] += counts.astype(np.uint64)
 
     def percentile_ns(self, percent: float) -> int:
         """Return the smallest bucket bound such that `percent` of the samples are at or below it; 0 without samples."""
+        return self.percentiles_ns([percent])[0]
+
+    def percentiles_ns(self, percents: Sequence[float]) -> list[int]:
+        """Return `percentile_ns` of many, in one pass over the buckets."""
         total = self.samples
         if total == 0:
-            return 0
-        rank = max(1, int(np.ceil(total * percent / 100.0)))
-        bucket = int(np.searchsorted(np.cumsum(self.counts), rank))
-        return min(bucket_end(bucket), self.max_ns)
+            return [0] * len(percents)
+        ranks = np.maximum(1, np.ceil(total * np.array(percents) / 100.0))
+        buckets = np.searchsorted(np.cumsum(self.counts), ranks)
+        return [min(bucket_end(bucket), self.max_ns) for bucket in buckets.tolist()]
 
     def percentiles_us(self) -> Percentiles:
         """Return p50, p99, p99.9 and the maximum in microseconds, to a tenth."""
@@ -83,9 +96,37 @@ class LatencyHistogram:
             histogram.counts[bucket] = count
         return histogram
 
+    def to_hdr(self) -> str | None:
+        """Return the histogram in HdrHistogram's own form (V2, compressed, base64; nanoseconds; an hour and more
+        count as an hour), or None where the library `hdrhistogram` is not installed."""
+        try:
+            from hdrh.histogram import HdrHistogram
+        except ImportError:
+            return None
+        histogram = HdrHistogram(1, HDR_NS_MAX, SIGNIFICANT_DIGITS)
+        for bucket in np.flatnonzero(self.counts):
+            histogram.record_value(min(bucket_end(int(bucket)), HDR_NS_MAX), int(self.counts[bucket]))
+        encoded: bytes = histogram.encode()
+        return encoded.decode("ascii")
+
+    @classmethod
+    def from_hdr(cls, encoded: str) -> LatencyHistogram:
+        """Read what `to_hdr` gave. The largest sample is only known to within its bucket. Needs `hdrhistogram`.
+        Raises ValueError for a histogram with other buckets than ours."""
+        from hdrh.histogram import HdrHistogram
+
+        decoded = HdrHistogram.decode(encoded)
+        if (decoded.unit_magnitude, decoded.sub_bucket_count) != (0, SUB_BUCKETS):
+            raise ValueError(f"a histogram of {decoded.sub_bucket_count} sub-buckets is none of ours: {SUB_BUCKETS}")
+        histogram = cls()
+        histogram.counts[: decoded.counts_len] = np.array(decoded.counts[: decoded.counts_len], dtype=np.uint64)
+        filled = np.flatnonzero(histogram.counts)
+        histogram.max_ns = bucket_end(int(filled[-1])) if filled.size else 0
+        return histogram
+
 
 def bucket_of(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the bucket of each value: the value itself below 256, then 128 buckets for each further power of two."""
+    """Return the bucket of each value: the value itself below 2,048, then 1,024 for each further power of two."""
     exponent = np.frexp(values.astype(np.float64))[1].astype(np.int64)
     shift = np.maximum(exponent - SUB_BUCKET_BITS, 0)
     buckets: NDArray[np.int64] = shift * (SUB_BUCKETS // 2) + (values >> shift)

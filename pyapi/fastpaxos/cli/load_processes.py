@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import msgpack
 
 from fastpaxos.cli.cluster_process import ClusterProcess, check_room, child_environment
@@ -26,6 +27,7 @@ from fastpaxos.runtime import run as run_loop
 __all__ = [
     "START_TIMEOUT_S",
     "SETTLE_TIMEOUT_S",
+    "check_block",
     "cluster_to_load",
     "run_load_processes",
     "run_plan",
@@ -36,6 +38,15 @@ __all__ = [
 
 START_TIMEOUT_S = 20.0
 SETTLE_TIMEOUT_S = 60.0
+BLOCK_BYTES_MAX = 1024 * 1024
+
+
+def check_block(batch: int, payload_bytes: int) -> None:
+    """Raise UsageError unless a block of `batch` commands fits into the largest that a replica takes by default."""
+    if batch * (payload_bytes + 4) > BLOCK_BYTES_MAX - 4096:
+        raise click.UsageError(
+            f"a block of {batch} x {payload_bytes} bytes exceeds {BLOCK_BYTES_MAX} bytes; lower --batch"
+        )
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ __all__ = [
     "json_option",
     "parse_cluster_option",
     "parse_numbers",
+    "phase",
     "print_json",
     "progress",
 ]
@@ -72,3 +74,28 @@ def progress(text: str) -> None:
     """Tell a person who watches what happens now; nobody else."""
     if sys.stderr.isatty():
         click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def phase(text: str, seconds: float) -> Iterator[None]:
+    """Show a person who watches how far something is that takes `seconds`; it is silent for anybody else.
+
+    The bar is drawn twice a second: what runs meanwhile is being measured.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.progress_bar import ProgressBar
+
+    class TimeBar(ProgressColumn):
+        """The share of the time that is over; the work itself says nothing while it runs."""
+
+        def render(self, task: Task) -> ProgressBar:
+            return ProgressBar(total=seconds, completed=min(task.elapsed or 0.0, seconds), width=40)
+
+    columns = (TextColumn("{task.description}"), TimeBar(), TimeElapsedColumn(), TextColumn(f"of {seconds:g} s"))
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2, transient=True) as shown:
+        shown.add_task(text, total=None)
+        yield

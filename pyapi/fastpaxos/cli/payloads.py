@@ -25,7 +25,8 @@ from fastpaxos.cli.load_processes import (
     split_plan,
 )
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
-from fastpaxos.cli.options import json_option, parse_numbers, print_json, progress
+from fastpaxos.cli.options import json_option, parse_numbers, progress
+from fastpaxos.cli.report import html_option, show_report
 from fastpaxos.config import DURABILITY_MODES
 from fastpaxos.runtime import run as run_loop
 from fastpaxos_core.block import build_block
@@ -77,6 +78,7 @@ class _Size:
 @click.option("--durability", type=click.Choice(DURABILITY_MODES), default="fsync", show_default=True)
 @click.option("--load-processes", type=click.IntRange(1, 64), default=1, show_default=True)
 @json_option
+@html_option
 def payloads(
     sizes: list[int],
     batch: int | None,
@@ -90,6 +92,7 @@ def payloads(
     durability: str,
     load_processes: int,
     as_json: bool,
+    html: Path | None,
 ) -> int:
     """Measure throughput and latency for each size of command, beside the floor.
 
@@ -109,12 +112,13 @@ def payloads(
     found = {size: _Size(batch=batch or 0) for size in sizes}
     floors: list[dict[str, Any]] = []
     with interruptible(), work_folder(None) as folder:
-        setup = describe_machine() | {
+        setup = describe_machine(folder) | {
             "clients": clients,
             "pipeline": pipeline,
             "rounds": rounds,
             "seconds": seconds,
             "warmup_seconds": warmup,
+            "load_generator": "processes of its own",
             "load_processes": load_processes,
             "replicas": replicas,
             "durability": durability,
@@ -137,10 +141,7 @@ def payloads(
         "verdict": all(row["verdict"] for row in rows),
         "setup": setup,
     }
-    if as_json:
-        print_json(report)
-    else:
-        print_payloads(report)
+    show_report(report, as_json=as_json, html=html, print_text=print_payloads)
     return 0 if report["verdict"] else 1
 
 

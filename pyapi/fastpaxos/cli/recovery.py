@@ -9,11 +9,14 @@ from typing import Any
 import click
 
 from fastpaxos.cli.cluster_process import ClusterProcess, check_room, interruptible, journal_bytes_max, work_folder
+from fastpaxos.cli.journal import journal_directory
 from fastpaxos.cli.load import LoadPlan
-from fastpaxos.cli.load_processes import run_load_processes, settled_count
+from fastpaxos.cli.load_processes import check_block, run_load_processes, settled_count
 from fastpaxos.cli.measure import describe_machine
-from fastpaxos.cli.options import json_option, print_json, progress
+from fastpaxos.cli.options import json_option, phase, progress
+from fastpaxos.cli.report import html_option, show_report
 from fastpaxos.runtime import run as run_loop
+from fastpaxos_core import journal_recovery
 
 __all__ = ["recovery"]
 
@@ -27,23 +30,32 @@ TIMEOUT_S = 120.0
 @click.option("--payload", type=click.IntRange(0, 65_536), default=16, show_default=True, help="Bytes per command.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep data and logs in this new folder.")
 @json_option
-def recovery(rounds: int, seconds: float, batch: int, payload: int, keep: Path | None, as_json: bool) -> int:
+@html_option
+def recovery(
+    rounds: int, seconds: float, batch: int, payload: int, keep: Path | None, as_json: bool, html: Path | None
+) -> int:
     """Load one replica, kill it, and time its restart until it answers reads of all that it held; several times.
 
     The first restart, with an empty journal, is what a process takes to start; the others are counted without it. The
     exit code is 1 if a restarted replica lacks anything that was acknowledged.
     """
+    check_block(batch, payload)
     with interruptible(), work_folder(keep) as folder:
-        check_room(folder, journal_bytes_max(1, rounds * seconds, payload))
+        setup = describe_machine(folder) | {
+            "replicas": 1,
+            "durability": "fsync",
+            "batch": batch,
+            "payload_bytes": payload,
+            "seconds": seconds,
+            "load_generator": "a process of its own",
+        }
+        check_room(folder, journal_bytes_max(1, rounds * seconds, payload, batch, restarts=rounds + 1))
         with ClusterProcess(folder, 1, "hashchain", "fsync") as processes:
             report = measure_recovery(
                 processes, LoadPlan(processes.cluster, 4, 8, batch, payload, seconds, 0.0), rounds
             )
-    report["setup"] = describe_machine() | {"batch": batch, "payload_bytes": payload}
-    if as_json:
-        print_json(report)
-    else:
-        print_recovery(report)
+    report["setup"] = setup
+    show_report(report, as_json=as_json, html=html, print_text=print_recovery)
     return 0 if report["verdict"] else 1
 
 
@@ -54,7 +66,8 @@ def measure_recovery(processes: ClusterProcess, plan: LoadPlan, rounds: int) -> 
     steps: list[dict[str, Any]] = []
     is_whole = True
     for number in range(1, rounds + 1):
-        acknowledged += sum(result.acknowledged for result in run_load_processes([plan]))
+        with phase(f"load {number} of {rounds}", plan.seconds):
+            acknowledged += sum(result.acknowledged for result in run_load_processes([plan]))
         taken_s, held, journal_bytes = restart(processes)
         is_whole = is_whole and held == acknowledged
         replay_s = taken_s - empty_s
@@ -68,13 +81,15 @@ def measure_recovery(processes: ClusterProcess, plan: LoadPlan, rounds: int) -> 
                 "bytes_per_second": round(journal_bytes / replay_s) if replay_s > 0 else None,
             }
         )
-    return {"empty_seconds": round(empty_s, 3), "restarts": steps, "verdict": is_whole}
+    return {"benchmark": "recovery", "empty_seconds": round(empty_s, 3), "restarts": steps, "verdict": is_whole}
 
 
 def restart(processes: ClusterProcess) -> tuple[float, int, int]:
-    """Kill and start replica 1; return the seconds until it answers, the commands that it has, its journal's bytes."""
+    """Kill and start replica 1; return the seconds until it answers, the commands that it has, the bytes written
+    to its journal."""
     processes.kill(1)
-    size = sum(file.stat().st_size for file in processes.data_dir(1).glob("journal-*.segment"))
+    # Not the size of the files: segments are preallocated, and each restart begins a new one.
+    size = journal_recovery.inspect(journal_directory(processes.data_dir(1))).journal_bytes
     begin = time.perf_counter()
     processes.start(1)
     count, _ = run_loop(settled_count(processes.cluster, "the restart", TIMEOUT_S, leader=True))

@@ -20,7 +20,8 @@ from fastpaxos.cli.load_processes import (
     split_plan,
 )
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
-from fastpaxos.cli.options import parse_numbers, print_json, progress
+from fastpaxos.cli.options import parse_numbers, phase, progress
+from fastpaxos.cli.report import show_report
 from fastpaxos.runtime import run as run_loop
 
 __all__ = ["sweep"]
@@ -48,27 +49,34 @@ def sweep(common: Bench, callers: int, shares: list[int]) -> int:
     """
     runs = len(shares) + 1
     with interruptible(), work_folder(common.keep) as folder:
-        setup = describe_machine() | {
+        setup = describe_machine(folder) | {
             "clients": common.clients,
             "callers": callers,
+            "batch": 1,
             "payload_bytes": common.payload,
             "seconds": common.seconds,
+            "warmup_seconds": common.warmup,
+            "load_generator": "processes of its own",
+            "load_processes": common.load_processes,
             "replicas": common.replicas,
             "durability": common.durability,
             "loopback_us": loopback_us(),
             "fdatasync_us": fdatasync_us(folder),
         }
-        needed_bytes = journal_bytes_max(common.replicas, runs * (common.seconds + common.warmup), common.payload) // 8
+        length = common.seconds + common.warmup
+        needed_bytes = journal_bytes_max(common.replicas, runs * length, common.payload, batch=1)
         with cluster_to_load(folder, common.connect, common.replicas, common.durability, needed_bytes) as (cluster, _):
             before = run_loop(settled_count(cluster, "the election of a leader", START_TIMEOUT_S, leader=True))
             plan = LoadPlan(cluster, common.clients, callers, 1, common.payload, common.seconds, common.warmup)
-            results = run_load_processes(split_plan(plan, common.load_processes))
+            with phase(f"maximum (1 of {runs})", length):
+                results = run_load_processes(split_plan(plan, common.load_processes))
             maximum = sum(result.measured for result in results) / common.seconds
             progress(f"maximum: {maximum:,.0f} commands/s")
             rows = []
-            for share in shares:
+            for number, share in enumerate(shares, 2):
                 rate = maximum * share / 100
-                found = run_load_processes(split_plan(replace(plan, rate=rate), common.load_processes))
+                with phase(f"{share} % of the maximum ({number} of {runs})", length):
+                    found = run_load_processes(split_plan(replace(plan, rate=rate), common.load_processes))
                 rows.append(describe_row(share, rate, found, common.seconds))
                 progress(f"{share}%: p50 {rows[-1]['latency_us']['p50']:,.0f} us")
                 results += found
@@ -77,6 +85,7 @@ def sweep(common: Bench, callers: int, shares: list[int]) -> int:
     applied = after[0] - before[0]
     failed = any(row["errors"] for row in rows if row["share"] < 100)
     report = {
+        "benchmark": "sweep",
         "maximum_commands_per_second": round(maximum),
         "rows": rows,
         "acknowledged": acknowledged,
@@ -84,10 +93,7 @@ def sweep(common: Bench, callers: int, shares: list[int]) -> int:
         "setup": setup,
         "verdict": applied >= acknowledged and not failed and (applied == acknowledged or any_errors(results)),
     }
-    if common.as_json:
-        print_json(report)
-    else:
-        print_sweep(report)
+    show_report(report, as_json=common.as_json, html=common.html, print_text=print_sweep)
     return 0 if report["verdict"] else 1
 
 
@@ -106,6 +112,7 @@ def describe_row(share: int, rate: float, results: list[LoadResult], seconds: fl
         "offered_per_second": round(rate),
         "answered_per_second": round(sum(result.measured for result in results) / seconds),
         "latency_us": histogram.percentiles_us(),
+        "histogram": histogram.to_hdr(),
         "late_ms_max": round(max(result.late_ns_max for result in results) / 1e6, 3),
         "errors": sum(result.errors for result in results),
     }

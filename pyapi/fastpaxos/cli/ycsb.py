@@ -28,7 +28,8 @@ from fastpaxos.cli.load_processes import (
     run_processes,
 )
 from fastpaxos.cli.measure import describe_machine, fdatasync_us, loopback_us
-from fastpaxos.cli.options import json_option, print_json, progress
+from fastpaxos.cli.options import json_option, progress
+from fastpaxos.cli.report import html_option, show_report
 from fastpaxos.cli.status import wait_for
 from fastpaxos.cli.ycsb_load import WRITE_BACKS, YcsbPlan, YcsbResult, run_ycsb_load
 from fastpaxos.cli.ycsb_records import KEY_PREFIX, WORKLOADS, RecordForm, keys_of
@@ -76,6 +77,7 @@ ALL = "all"
 @click.option("--load-processes", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep data and logs in this new folder.")
 @json_option
+@html_option
 def ycsb(
     workload: str,
     records: int,
@@ -92,6 +94,7 @@ def ycsb(
     load_processes: int,
     keep: Path | None,
     as_json: bool,
+    html: Path | None,
 ) -> int:
     """Run YCSB workloads A to F on the key-value machine; each on a new cluster that is loaded with RECORDS first.
 
@@ -115,7 +118,7 @@ def ycsb(
         {}, "", distribution or "", records, fields, field_bytes, clients, pipeline, seconds, warmup, write_back
     )
     with interruptible(), work_folder(keep) as folder:
-        setup = describe_machine() | {
+        setup = describe_machine(folder) | {
             "records": records,
             "record_bytes": fields * field_bytes,
             "fields": fields,
@@ -124,6 +127,7 @@ def ycsb(
             "pipeline": pipeline,
             "seconds": seconds,
             "warmup_seconds": warmup,
+            "load_generator": "processes of its own",
             "load_processes": load_processes,
             "replicas": replicas,
             "durability": durability,
@@ -154,10 +158,7 @@ def ycsb(
         "verdict": all(run["verdict"] for run in runs),
         "setup": setup,
     }
-    if as_json:
-        print_json(report)
-    else:
-        print_ycsb(report)
+    show_report(report, as_json=as_json, html=html, print_text=print_ycsb)
     return 0 if report["verdict"] else 1
 
 
@@ -253,6 +254,7 @@ def describe_row(plan: YcsbPlan, kind: str, measured: int, errors: int, histogra
         "operations": measured,
         "operations_per_second": round(measured / plan.seconds),
         "latency_us": histogram.percentiles_us(),
+        "histogram": histogram.to_hdr(),
         "errors": errors,
     }
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,8 +34,11 @@ FIXED_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "LC_ALL": "C",
     "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-ERMS,-FSRM"
-    ":glibc.cpu.x86_rep_movsb_threshold=1073741824:glibc.cpu.x86_rep_stosb_threshold=1073741824",
+    ":glibc.cpu.x86_rep_movsb_threshold=1073741824:glibc.cpu.x86_rep_stosb_threshold=1073741824"
+    ":glibc.malloc.top_pad=67108864:glibc.malloc.trim_threshold=1073741824:glibc.malloc.mmap_threshold=33554432",
 }
+# The environment lies on the stack, and shifts everything by its length: only what Python needs is handed on.
+KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "HOME", "TMPDIR")
 
 _Key = TypeVar("_Key")
 
@@ -46,25 +49,35 @@ class CallgrindError(Exception):
 
 @dataclass(frozen=True)
 class Workload:
-    """`target` is "module:function" or "path.py:function"; called as function(count, *arguments), N = `repetitions`."""
+    """Work that is counted.
+
+    Attributes:
+        name: of its metrics: `name` for everything, `name: stage` for each stage.
+        target: "module:function" or "path.py:function", called as function(count, *arguments). It does its work `count`
+            times and raises when the result is wrong.
+        repetitions: N.
+        arguments: what follows the count.
+        stages: {stage: names of C functions} whose shares are metrics of their own (stages.py).
+    """
 
     name: str
     target: str
     repetitions: int
     arguments: tuple[int | str, ...] = ()
+    stages: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass
 class Profile:
     """Instructions by C function: `own` of the function itself, `arcs` of one function's calls of another.
 
-    An arc counts everything until the call returns. `calls` is how often a function was called.
+    An arc counts everything until the call returns. `calls` is how often one function called the other.
     """
 
     total: float = 0.0
     own: dict[str, float] = field(default_factory=dict)
     arcs: dict[tuple[str, str], float] = field(default_factory=dict)
-    calls: dict[str, float] = field(default_factory=dict)
+    calls: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def inclusive(self) -> dict[str, float]:
         """Return the instructions of each function with all that it called. Means nothing for recursive functions."""
@@ -72,6 +85,13 @@ class Profile:
         for (caller, callee), count in self.arcs.items():
             if caller != callee:
                 found[caller] = found.get(caller, 0.0) + count
+        return found
+
+    def times_called(self) -> dict[str, float]:
+        """Return how often each function was called."""
+        found: dict[str, float] = {}
+        for (_, callee), count in self.calls.items():
+            found[callee] = found.get(callee, 0.0) + count
         return found
 
     def one_repetition(self, twice: Profile, repetitions: int) -> Profile:
@@ -100,13 +120,15 @@ def count_workloads(workloads: Sequence[Workload], paths: Sequence[Path] = ()) -
         raise CallgrindError("valgrind is not installed: apt-get install valgrind")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "profile"
-        environment = {**os.environ, **FIXED_ENVIRONMENT}
+        kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+        environment = {**kept, **FIXED_ENVIRONMENT}
         if paths:
             environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
         run = subprocess.run(
-            [valgrind, "--tool=callgrind", f"--callgrind-out-file={out}", f"--dump-before={MARK}", "--compress-strings=yes",
-             sys.executable, "-P", str(COUNTED), json.dumps([asdict(workload) for workload in workloads])],
-            env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
+            [valgrind, "--tool=callgrind", f"--callgrind-out-file={out}", f"--dump-before={MARK}",
+             sys.executable, "-P", str(COUNTED)],
+            input=json.dumps([_work(workload) for workload in workloads]), env=environment,
+            capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
         )  # fmt: skip
         if run.returncode:
             raise CallgrindError(f"the counted program failed ({run.returncode}):\n{run.stdout}{run.stderr}")
@@ -122,6 +144,11 @@ def count_workloads(workloads: Sequence[Workload], paths: Sequence[Path] = ()) -
         workload.name: profiles[3 * index + 1].one_repetition(profiles[3 * index + 2], workload.repetitions)
         for index, workload in enumerate(workloads)
     }
+
+
+def _work(workload: Workload) -> dict[str, object]:
+    """Return what the counted program is told."""
+    return {"target": workload.target, "repetitions": workload.repetitions, "arguments": workload.arguments}
 
 
 _NAME = re.compile(r"\((\d+)\)(?: (.*))?")
@@ -159,7 +186,8 @@ def parse_profile(text: str) -> Profile:
             callee = name_of(line[4:])
         elif line.startswith("calls="):
             called = True
-            profile.calls[callee] = profile.calls.get(callee, 0.0) + float(line[6:].split()[0])
+            count = float(line[6:].split()[0])
+            profile.calls[caller, callee] = profile.calls.get((caller, callee), 0.0) + count
         elif line.startswith("summary:"):
             profile.total = float(line.split()[1])
         elif line.startswith("events:") and line.split()[1:] != ["Ir"]:

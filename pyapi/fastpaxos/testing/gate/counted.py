@@ -1,4 +1,4 @@
-"""Run under callgrind by callgrind.py: each workload once to warm up, then N and 2 N times between marks.
+"""Runs under callgrind for callgrind.py: each workload once to warm up, then N and 2 N times between marks.
 
 A program of its own that imports nothing of fastpaxos: what is counted decides what is loaded.
 """
@@ -39,7 +39,8 @@ def main(text: str) -> None:
     # When the collector runs depends on everything that was allocated before: it would count for whoever is at hand.
     gc.disable()
     for function, repetitions, arguments in workloads:
-        function(repetitions, *arguments)
+        # As much as will be measured: caches and the heap have the size that they keep.
+        function(2 * repetitions, *arguments)
         gc.collect()
         mark()
         function(repetitions, *arguments)
@@ -49,4 +50,4 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.stdin.read())

@@ -11,9 +11,16 @@ from collections.abc import Mapping, Sequence
 
 from .callgrind import Profile, readable_name
 
-__all__ = ["REST", "functions_of_stages", "missing_functions"]
+__all__ = ["ALLOCATORS", "REST", "functions_of_stages", "missing_functions", "with_flat_memory"]
 
 REST = "rest"
+ALLOCATORS = frozenset(
+    prefix + verb
+    for prefix in ("PyObject_", "_PyObject_", "PyMem_", "_PyMem_", "PyMem_Raw", "_PyMem_Raw")
+    for verb in ("Malloc", "Calloc", "Realloc", "Free")
+) | {"malloc", "calloc", "realloc", "free"}
+ALLOCATION_PRICE = 40.0
+"""Instructions that a call of an allocator counts for; close to what one takes on average."""
 ROUNDS_MAX = 100
 CONVERGED = 1e-6
 
@@ -26,6 +33,36 @@ def missing_functions(profile: Profile, stages: Mapping[str, Sequence[str]]) -> 
 
 def functions_of_stages(profile: Profile, stages: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     """Return {stage: {function: own instructions}}, REST included. Functions are readable names."""
+    result: dict[str, dict[str, float]] = {stage: {} for stage in [*stages, REST]}
+    for symbol, shares in _shares(profile, stages).items():
+        name = readable_name(symbol)
+        for stage, share in shares.items():
+            if share:
+                result[stage][name] = result[stage].get(name, 0.0) + share * profile.own.get(symbol, 0.0)
+    return result
+
+
+def with_flat_memory(profile: Profile) -> Profile:
+    """Return the profile with ALLOCATION_PRICE for every call of an allocator instead of what it took.
+
+    That depends on where everything else happens to lie: the same work differed by 3 % after other work. How often
+    memory is taken and given back depends on the work alone.
+    """
+    is_allocator = {symbol for symbol in profile.own if symbol in ALLOCATORS}
+    own = {}
+    for symbol, shares in _shares(profile, {"memory": sorted(is_allocator)}).items():
+        if symbol not in is_allocator:
+            own[symbol] = profile.own.get(symbol, 0.0) * shares.get(REST, 0.0)
+    arcs = dict(profile.arcs)
+    for (caller, callee), count in profile.calls.items():
+        if callee in is_allocator and caller not in is_allocator:
+            arcs[caller, callee] = count * ALLOCATION_PRICE
+            own[callee] = own.get(callee, 0.0) + count * ALLOCATION_PRICE
+    return Profile(sum(own.values()), own, arcs, profile.calls)
+
+
+def _shares(profile: Profile, stages: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Return {C symbol: {stage: share of its own instructions}}."""
     stage_of = {name: stage for stage, names in stages.items() for name in names}
     callers: dict[str, list[tuple[str, float]]] = {}
     shares: dict[str, dict[str, float]] = {}
@@ -52,10 +89,4 @@ def functions_of_stages(profile: Profile, stages: Mapping[str, Sequence[str]]) -
             shares[symbol] = found
         if moved < CONVERGED:
             break
-    result: dict[str, dict[str, float]] = {stage: {} for stage in [*stages, REST]}
-    for symbol, count in profile.own.items():
-        name = readable_name(symbol)
-        for stage, share in shares[symbol].items():
-            if share:
-                result[stage][name] = result[stage].get(name, 0.0) + share * count
-    return result
+    return shares

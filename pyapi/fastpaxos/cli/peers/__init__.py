@@ -1,0 +1,1 @@
+"""The systems that `fastpaxos bench compare` measures, one module each, behind the protocol of `peer`."""
