@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import json
 import random
 import signal
 import subprocess
@@ -20,7 +18,7 @@ from fastpaxos.cli.cluster_process import child_environment
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.peers import etcd, lane, pysyncobj, pysyncobj_node, redis, replicas
 from fastpaxos.cli.peers.floor import block_bytes_per_command
-from fastpaxos.cli.peers.lane import LaneLoad, run_lanes
+from fastpaxos.cli.peers.lane import LaneLoad, SerialLane, run_lanes
 from fastpaxos.cli.peers.peer import DisturbedError, PeerError, PeerPlan, payloads
 from fastpaxos.cli.peers.pysyncobj_node import NodeLoad, NodeResult, NodeSettings
 from fastpaxos.cli.peers.server import server, wait_until
@@ -69,10 +67,14 @@ def quick_load(seconds: float = 0.2, warmup_s: float = 0.1) -> LaneLoad:
     return LaneLoad([b"req0", b"req1", b"req2"], 1, seconds, warmup_s)
 
 
+def ok_lane_of(load: LaneLoad) -> Callable[[int], SerialLane]:
+    return lambda first: SerialLane(load, first, redis.OkAnswers(1))
+
+
 async def test_a_lane_has_one_request_in_flight_and_all_are_answered() -> None:
     load = quick_load()
     async with fake_server(lambda _request: redis.OK) as (port, received):
-        await run_lanes(port, 2, load, lambda: redis.OkAnswers(1))
+        await run_lanes(port, 2, load, ok_lane_of(load))
     assert load.answered == len(received) > 0
     assert set(received) == set(load.requests)
     assert 0 < load.measured <= load.answered
@@ -91,21 +93,24 @@ def test_only_the_measured_time_counts() -> None:
 
 async def test_an_error_answer_ends_the_load() -> None:
     async with fake_server(lambda _request: b"-ERR\r\n") as (port, _):
+        load = quick_load()
         with pytest.raises(PeerError, match="-ERR"):
-            await run_lanes(port, 2, quick_load(), lambda: redis.OkAnswers(1))
+            await run_lanes(port, 2, load, ok_lane_of(load))
 
 
 async def test_a_closed_connection_ends_the_load() -> None:
     async with fake_server(lambda _request: b"") as (port, _):
+        load = quick_load()
         with pytest.raises(PeerError, match="closed a connection"):
-            await run_lanes(port, 2, quick_load(), lambda: redis.OkAnswers(1))
+            await run_lanes(port, 2, load, ok_lane_of(load))
 
 
 async def test_an_answer_that_does_not_come_ends_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "ANSWER_TIMEOUT_S", 0.05)
     async with fake_server(lambda _request: redis.OK[:1]) as (port, _):
+        load = quick_load(0.01, 0.01)
         with pytest.raises(TimeoutError):
-            await run_lanes(port, 1, quick_load(0.01, 0.01), lambda: redis.OkAnswers(1))
+            await run_lanes(port, 1, load, ok_lane_of(load))
 
 
 # Servers
@@ -131,8 +136,10 @@ def test_a_server_ends_with_the_program_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from fastpaxos.cli.peers.server import server
-with server({SLEEPER!r}, Path({str(tmp_path / "log")!r})) as process:
+from fastpaxos.cli.peers.server import server, wait_until
+log = Path({str(tmp_path / "log")!r})
+with server({SLEEPER!r}, log) as process:
+    wait_until(lambda: log.read_text() == "up\\n", process, log)
     print(process.pid, flush=True)
     sys.stdin.read()
 """
@@ -196,54 +203,43 @@ def test_redis_must_have_executed_what_it_acknowledged(monkeypatch: pytest.Monke
 
 # etcd
 
-BODY = b'{"header":{"revision":"2"}}'
-WITH_LENGTH = b"HTTP/1.1 200 OK\r\nDate: x\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
-IN_CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+def fields_of(message: bytes) -> list[tuple[int, bytes]]:
+    """(number, content) of the length-delimited fields of a message."""
+    found = []
+    while message:
+        assert message[0] & 7 == 2
+        number, length, shift, offset = message[0] >> 3, 0, 0, 1
+        while True:
+            length |= (message[offset] & 0x7F) << shift
+            shift, offset = shift + 7, offset + 1
+            if message[offset - 1] < 0x80:
+                break
+        found.append((number, message[offset : offset + length]))
+        message = message[offset + length :]
+    return found
 
 
-@pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("stream", [WITH_LENGTH, IN_CHUNKS], ids=["length", "chunks"])
-def test_an_http_answer_is_complete_at_its_end_and_not_before(stream: bytes, seed: int) -> None:
-    chance = random.Random(seed)
-    answer = etcd.HttpAnswer()
-    for _ in range(3):
-        left = stream
-        while left:
-            size = chance.randint(1, len(left))
-            complete = answer.take(left[:size])
-            left = left[size:]
-            assert complete == (not left)
-
-
-@pytest.mark.parametrize(
-    "stream", [b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"]
-)
-def test_an_http_answer_that_is_no_success_is_refused(stream: bytes) -> None:
-    with pytest.raises(PeerError, match=r"HTTP/1\.1"):
-        etcd.HttpAnswer().take(stream)
-
-
-def parse_http(request: bytes) -> tuple[str, dict[str, Any]]:
-    head, body = request.split(b"\r\n\r\n", 1)
-    lines = head.decode().split("\r\n")
-    assert f"Content-Length: {len(body)}" in lines
-    return lines[0], json.loads(body)
-
-
-def test_the_requests_of_etcd() -> None:
-    requests = [parse_http(request) for request in etcd.make_requests(5, 1)]
-    assert {line for line, _ in requests} == {"POST /v3/kv/put HTTP/1.1"}
-    assert len({put["key"] for _, put in requests}) == etcd.KEYS
-    assert base64.b64decode(requests[3][1]["value"]) == payloads(8, 5)[3]
-    for line, body in map(parse_http, etcd.make_requests(5, 128)):
-        keys = [operation["requestPut"]["key"] for operation in body["success"]]
-        assert line == "POST /v3/kv/txn HTTP/1.1"
-        assert len(set(keys)) == 128  # etcd refuses a transaction that writes a key twice
+@pytest.mark.parametrize("payload_bytes", [0, 5, 127, 128, 70_000])
+def test_the_messages_of_etcd(payload_bytes: int) -> None:
+    values = payloads(8, payload_bytes)
+    puts = [fields_of(message) for message in etcd.make_requests(payload_bytes, 1)]
+    assert puts == [[(1, b"key%04d" % number), (2, values[number % 8])] for number in range(etcd.KEYS)]
+    transactions = [fields_of(message) for message in etcd.make_requests(payload_bytes, 128)]
+    assert len(transactions) == etcd.REQUESTS
+    for number, operations in enumerate(transactions):
+        assert {operation for operation, _ in operations} == {2}
+        inner = [fields_of(operation) for _, operation in operations]
+        assert [kind for ((kind, _),) in inner] == [2] * 128
+        # etcd refuses a transaction that writes a key twice.
+        assert [fields_of(put) for ((_, put),) in inner] == [
+            puts[(number * 128 + offset) % etcd.KEYS] for offset in range(128)
+        ]
 
 
 def test_etcd_must_have_applied_what_it_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etcd, "revision", lambda _port: 7)
-    running = etcd.RunningEtcd(0, PLAN, 1)
+    running = etcd.RunningEtcd(0, PLAN, transactions=False)
     running._acknowledged = 2
     monkeypatch.setattr(etcd, "revision", lambda _port: 9)
     running.check()
