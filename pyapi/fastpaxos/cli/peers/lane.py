@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
@@ -62,7 +63,7 @@ class LaneLoad:
             self.samples_ns.append(now_ns - begin_ns)
 
 
-class Lane(asyncio.Protocol):
+class Lane(asyncio.Protocol, ABC):
     """One connection. `done` ends when its time is over and the last answer is there, or with a PeerError.
 
     A subclass sends the first requests in `start`, and in `take` the next ones when answers are complete.
@@ -73,13 +74,13 @@ class Lane(asyncio.Protocol):
         self.load = load
         self._number = number
 
+    @abstractmethod
     def start(self) -> None:
         """Send the first requests."""
-        raise AssertionError("a lane knows how it starts")
 
+    @abstractmethod
     def take(self, data: bytes) -> None:
         """What the server sent. Raises PeerError if it is no success."""
-        raise AssertionError("a lane knows its answers")
 
     def next_request(self) -> bytes:
         """The requests in turn."""
