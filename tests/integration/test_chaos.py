@@ -15,6 +15,7 @@ import pytest
 from fastpaxos.cli import main
 from fastpaxos.cli.cluster_process import child_environment
 from fastpaxos.testing.chaos.schedule import draw_schedule
+from process_helpers import children_of
 
 # The first round of this seed has two kills, damage to a journal, an isolated leader, and bits flipped on the way.
 SEED = "49817"
@@ -40,12 +41,6 @@ def test_a_short_run_is_clean_and_every_operation_is_checked(
     assert report["partitions"] >= 1
     assert report["digests_equal"]
     assert list(tmp_path.iterdir()) == []
-
-
-def children_of(process_id: int) -> list[int]:
-    """The processes that a process has started and that live."""
-    text = Path(f"/proc/{process_id}/task/{process_id}/children").read_text()
-    return [int(word) for word in text.split()]
 
 
 @pytest.mark.timeout(60)

@@ -158,7 +158,7 @@ def compare(
     plan = PeerPlan(payload, clients, seconds, min(WARMUP_S_MAX, seconds))
     with interruptible(), work_folder(None) as folder:
         # One system runs at a time, and its data is gone before the next.
-        check_room(folder, journal_bytes_max(REPLICAS, 2 * (plan.seconds + plan.warmup_s), payload))
+        check_room(folder, journal_bytes_max(REPLICAS, plan.turn_s, payload))
         setup = describe_machine(folder) | {
             "replicas": REPLICAS,
             "load_generator": "processes of its own",

@@ -1,4 +1,4 @@
-"""etcd, three nodes: puts through the JSON gateway of the leader, over raw HTTP/1.1 connections that stay open."""
+"""etcd, three nodes: puts by gRPC to the leader. The JSON gateway, which is slower, only tells the cluster's state."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from fastpaxos.cli.cluster_process import free_ports
 from fastpaxos.cli.latency import Percentiles
+from fastpaxos.cli.peers.grpc import GrpcLane
 from fastpaxos.cli.peers.lane import LaneLoad, run_lanes
 from fastpaxos.cli.peers.peer import PeerError, PeerPlan, payloads
 from fastpaxos.cli.peers.server import first_line, server, wait_until
@@ -23,13 +24,15 @@ __all__ = ["Etcd"]
 
 KEYS = 1000
 PUTS_PER_TRANSACTION = 128  # what etcd allows without further options
+TRANSACTION_CONNECTIONS, TRANSACTIONS_IN_FLIGHT = 4, 8
 REQUEST_BYTES_MAX = 1 << 20
 REQUESTS = 8
 TIMEOUT_S = 10.0
-HEAD_END = b"\r\n\r\n"
-LENGTH = b"\r\nContent-Length: "
-CHUNKED = b"\r\nTransfer-Encoding: chunked"
-LAST_CHUNK = b"\r\n0\r\n\r\n"
+PUT, TRANSACTION = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Txn"
+# Field numbers of etcd's messages.
+PUT_KEY, PUT_VALUE = 1, 2
+TRANSACTION_SUCCESS = 2  # the operations, as there is nothing to compare
+OPERATION_PUT = 2
 
 
 class Etcd:
@@ -50,12 +53,14 @@ class Etcd:
         return first_line(["etcd", "--version"]).removeprefix("etcd Version: ")
 
     def settings(self) -> str:
-        what = "transactions of several puts" if self._transactions else "puts"
-        return f"default settings; {what} by a raw HTTP/1.1 client of the leader's JSON gateway"
+        what = "transactions of many puts" if self._transactions else "puts"
+        return f"default settings; {what} by a raw gRPC client of the leader"
 
     def load(self, plan: PeerPlan) -> str:
-        puts = puts_per_request(plan.payload_bytes) if self._transactions else 1
-        return f"{plan.clients} connections, 1 request of {puts} in flight each"
+        if not self._transactions:
+            return f"{plan.clients} connections, 1 command in flight each"
+        puts = puts_per_request(plan.payload_bytes)
+        return f"{TRANSACTION_CONNECTIONS} connections, {TRANSACTIONS_IN_FLIGHT} transactions of {puts} in flight each"
 
     def tune(self, folder: Path, plan: PeerPlan) -> None:
         """Nothing to choose."""
@@ -80,8 +85,7 @@ class Etcd:
             for client_port, process, log in started:
                 wait_until(lambda port=client_port: has_leader(port), process, log)  # type: ignore[misc]
             leader = next(port for port in client_ports if is_leader(port))
-            puts = puts_per_request(plan.payload_bytes) if self._transactions else 1
-            running = RunningEtcd(leader, plan, puts)
+            running = RunningEtcd(leader, plan, transactions=self._transactions)
             yield running
             running.check()
 
@@ -89,23 +93,27 @@ class Etcd:
 class RunningEtcd:
     """A cluster whose leader listens on `port`."""
 
-    def __init__(self, port: int, plan: PeerPlan, puts: int) -> None:
+    def __init__(self, port: int, plan: PeerPlan, *, transactions: bool) -> None:
         self._port = port
         self._plan = plan
-        self._puts = puts
+        self._transactions = transactions
         self._acknowledged = 0
         self._revision = revision(port)
 
     def throughput(self) -> float:
-        requests = make_requests(self._plan.payload_bytes, self._puts)
-        load = LaneLoad(requests, self._puts, self._plan.seconds, self._plan.warmup_s)
-        self._run(load, self._plan.clients)
+        plan = self._plan
+        puts, lanes, depth, method = 1, plan.clients, 1, PUT
+        if self._transactions:
+            puts, method = puts_per_request(plan.payload_bytes), TRANSACTION
+            lanes, depth = TRANSACTION_CONNECTIONS, TRANSACTIONS_IN_FLIGHT
+        load = LaneLoad(make_requests(plan.payload_bytes, puts), puts, plan.seconds, plan.warmup_s)
+        self._run(load, lanes, depth, method)
         return load.commands_per_second
 
     def latency(self) -> Percentiles:
-        requests = make_requests(self._plan.payload_bytes, 1)
-        load = LaneLoad(requests, 1, self._plan.seconds / 2, self._plan.warmup_s / 2)
-        self._run(load, 1)
+        plan = self._plan
+        load = LaneLoad(make_requests(plan.payload_bytes, 1), 1, plan.seconds / 2, plan.warmup_s / 2)
+        self._run(load, 1, 1, PUT)
         return load.histogram().percentiles_us()
 
     def check(self) -> None:
@@ -114,40 +122,9 @@ class RunningEtcd:
         if applied != self._acknowledged:
             raise PeerError(f"{self._acknowledged} requests acknowledged, {applied} applied")
 
-    def _run(self, load: LaneLoad, lanes: int) -> None:
-        run_loop(run_lanes(self._port, lanes, load, HttpAnswer))
+    def _run(self, load: LaneLoad, lanes: int, depth: int, method: str) -> None:
+        run_loop(run_lanes(self._port, lanes, load, lambda first: GrpcLane(load, first, method, depth)))
         self._acknowledged += load.answered
-
-
-class HttpAnswer:
-    """The answer of one request: a head that says success, and a body, whose length it tells or which has an end."""
-
-    def __init__(self) -> None:
-        self._received = b""
-
-    def take(self, data: bytes) -> bool:
-        received = self._received = self._received + data
-        head_bytes = received.find(HEAD_END)
-        if head_bytes < 0:
-            return False
-        if not received.startswith(b"HTTP/1.1 200 "):
-            raise PeerError(f"etcd answered {received[:300]!r}")
-        if not self._is_complete(received, head_bytes):
-            return False
-        self._received = b""
-        return True
-
-    @staticmethod
-    def _is_complete(received: bytes, head_bytes: int) -> bool:
-        begin = received.find(LENGTH, 0, head_bytes)
-        if begin >= 0:
-            begin += len(LENGTH)
-            length = int(received[begin : received.find(b"\r\n", begin)])
-            return len(received) >= head_bytes + len(HEAD_END) + length
-        if received.find(CHUNKED, 0, head_bytes) < 0:
-            raise PeerError(f"etcd's answer has no length: {received[:300]!r}")
-        # JSON holds no line end of its own, so that this is the last chunk.
-        return received.endswith(LAST_CHUNK)
 
 
 def member_command(folder: Path, client_port: int, peer_port: int, members: str) -> list[str]:
@@ -168,25 +145,28 @@ def puts_per_request(payload_bytes: int) -> int:
 
 
 def make_requests(payload_bytes: int, puts: int) -> list[bytes]:
-    """Requests of `puts` puts each, which walk over the keys; a transaction writes each key once."""
-    values = [base64.b64encode(value).decode() for value in payloads(REQUESTS, payload_bytes)]
-    keys = [base64.b64encode(b"key%04d" % number).decode() for number in range(KEYS)]
-    entries = [{"key": key, "value": values[number % REQUESTS]} for number, key in enumerate(keys)]
+    """Messages of `puts` puts each, which walk over the keys; a transaction writes each key once."""
+    values = payloads(REQUESTS, payload_bytes)
+    entries = [
+        field(PUT_KEY, b"key%04d" % number) + field(PUT_VALUE, values[number % REQUESTS]) for number in range(KEYS)
+    ]
     if puts == 1:
-        return [http_request("/v3/kv/put", entry) for entry in entries]
+        return entries
+    operations = [field(TRANSACTION_SUCCESS, field(OPERATION_PUT, entry)) for entry in entries]
     return [
-        http_request(
-            "/v3/kv/txn",
-            {"success": [{"requestPut": entries[(first + number) % KEYS]} for number in range(puts)]},
-        )
+        b"".join(operations[(first + number) % KEYS] for number in range(puts))
         for first in range(0, REQUESTS * puts, puts)
     ]
 
 
-def http_request(path: str, body: dict[str, Any]) -> bytes:
-    """A request on a connection that stays open."""
-    content = json.dumps(body, separators=(",", ":")).encode()
-    return b"POST %b HTTP/1.1\r\nHost: etcd\r\nContent-Length: %d\r\n\r\n%b" % (path.encode(), len(content), content)
+def field(number: int, content: bytes) -> bytes:
+    """A field of a message: bytes with their length before them."""
+    length, encoded = len(content), bytearray((number << 3 | 2,))
+    while length > 0x7F:
+        encoded.append(length & 0x7F | 0x80)
+        length >>= 7
+    encoded.append(length)
+    return bytes(encoded) + content
 
 
 def ask(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,19 @@
-"""A closed loop over raw connections: a request, its answer, the next request. Nothing else runs in between, so that
-what is measured is the server and not a client library."""
+"""A closed loop over raw connections: each answer sends the next request. Nothing else runs in between, so that what
+is measured is the server and not a client library."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.peers.peer import PeerError
 
-__all__ = ["Answer", "LaneLoad", "run_lanes"]
+__all__ = ["Answer", "Lane", "LaneLoad", "SerialLane", "run_lanes"]
 
 ANSWER_TIMEOUT_S = 30.0
 
@@ -61,49 +63,40 @@ class LaneLoad:
             self.samples_ns.append(now_ns - begin_ns)
 
 
-class Lane(asyncio.Protocol):
-    """One connection. `done` ends when the answer of its last request is there."""
+class Lane(asyncio.Protocol, ABC):
+    """One connection. `done` ends when its time is over and the last answer is there, or with a PeerError.
 
-    def __init__(self, load: LaneLoad, number: int, answer: Answer) -> None:
+    A subclass sends the first requests in `start`, and in `take` the next ones when answers are complete.
+    """
+
+    def __init__(self, load: LaneLoad, number: int) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._load = load
+        self.load = load
         self._number = number
-        self._answer = answer
-        self._begin_ns = 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+    @abstractmethod
+    def start(self) -> None:
+        """Send the first requests."""
 
-    def send(self, now_ns: int) -> None:
-        """The next request."""
-        self._begin_ns = now_ns
+    @abstractmethod
+    def take(self, data: bytes) -> None:
+        """What the server sent. Raises PeerError if it is no success."""
+
+    def next_request(self) -> bytes:
+        """The requests in turn."""
         self._number += 1
-        self._transport.write(self._load.requests[self._number % len(self._load.requests)])
+        return self.load.requests[self._number % len(self.load.requests)]
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            complete = self._answer.take(data)
-        except PeerError as error:
-            self._transport.abort()
-            self._end(error)
-            return
-        if not complete:
-            return
-        now_ns = time.perf_counter_ns()
-        self._load.count(self._begin_ns, now_ns)
-        if now_ns < self._load.end_ns:
-            self.send(now_ns)
-        else:
-            self._end(None)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._end(PeerError(f"the server closed a connection: {error or 'end of stream'}"))
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        self._transport.write(data)
 
     def close(self) -> None:
         """Safe to call twice."""
         self._transport.abort()
 
-    def _end(self, error: PeerError | None) -> None:
+    def finish(self, error: PeerError | None = None) -> None:
+        """All is answered, or nothing more will be."""
         if self.done.done():
             return
         if error is None:
@@ -111,11 +104,51 @@ class Lane(asyncio.Protocol):
         else:
             self.done.set_exception(error)
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
 
-async def run_lanes(port: int, lanes: int, load: LaneLoad, make_answer: Callable[[], Answer]) -> None:
-    """Open `lanes` connections to 127.0.0.1 and keep one request in flight on each until the load's time is over.
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.take(data)
+        except PeerError as error:
+            self.finish(error)
+            self.close()
 
-    Raises PeerError for an answer that is no success, and TimeoutError if an answer does not come.
+    def connection_lost(self, error: Exception | None) -> None:
+        self.finish(PeerError(f"the server closed a connection: {error or 'end of stream'}"))
+
+
+class SerialLane(Lane):
+    """One request in flight."""
+
+    def __init__(self, load: LaneLoad, number: int, answer: Answer) -> None:
+        super().__init__(load, number)
+        self._answer = answer
+        self._begin_ns = 0
+
+    def start(self) -> None:
+        self._send(time.perf_counter_ns())
+
+    def take(self, data: bytes) -> None:
+        if not self._answer.take(data):
+            return
+        now_ns = time.perf_counter_ns()
+        self.load.count(self._begin_ns, now_ns)
+        if now_ns < self.load.end_ns:
+            self._send(now_ns)
+        else:
+            self.finish()
+
+    def _send(self, now_ns: int) -> None:
+        self._begin_ns = now_ns
+        self.write(self.next_request())
+
+
+async def run_lanes(port: int, lanes: int, load: LaneLoad, make_lane: Callable[[int], Lane]) -> None:
+    """Open `lanes` connections to 127.0.0.1 and keep requests in flight on each until the load's time is over.
+
+    `make_lane` gets the number of a lane's first request. Raises PeerError for an answer that is no success, and
+    TimeoutError if an answer does not come.
     """
     loop = asyncio.get_running_loop()
     opened: list[Lane] = []
@@ -123,16 +156,12 @@ async def run_lanes(port: int, lanes: int, load: LaneLoad, make_answer: Callable
         async with asyncio.timeout(load.warmup_s + load.seconds + ANSWER_TIMEOUT_S):
             for number in range(lanes):
                 # The lanes start at different requests, so that they do not all write the same key at once.
-                first = number * len(load.requests) // lanes
-                _, lane = await loop.create_connection(
-                    lambda first=first: Lane(load, first, make_answer()),  # type: ignore[misc]
-                    "127.0.0.1",
-                    port,
-                )
+                make = functools.partial(make_lane, number * len(load.requests) // lanes)
+                _, lane = await loop.create_connection(make, "127.0.0.1", port)
                 opened.append(lane)
             load.begin()
             for lane in opened:
-                lane.send(time.perf_counter_ns())
+                lane.start()
             await asyncio.gather(*(lane.done for lane in opened))
     finally:
         for lane in opened:

@@ -36,6 +36,11 @@ class PeerPlan:
     seconds: float
     warmup_s: float
 
+    @property
+    def turn_s(self) -> float:
+        """How long a system is loaded in one turn."""
+        return 1.5 * (self.seconds + self.warmup_s)
+
 
 class RunningPeer(Protocol):
     """A system that has started."""

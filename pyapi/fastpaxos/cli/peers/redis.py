@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastpaxos.cli.cluster_process import free_ports
 from fastpaxos.cli.latency import Percentiles
-from fastpaxos.cli.peers.lane import LaneLoad, run_lanes
+from fastpaxos.cli.peers.lane import LaneLoad, SerialLane, run_lanes
 from fastpaxos.cli.peers.peer import PeerError, PeerPlan, payloads
 from fastpaxos.cli.peers.server import first_line, server, wait_until
 from fastpaxos.runtime import run as run_loop
@@ -98,7 +98,7 @@ class RunningRedis:
             raise PeerError(f"{self._acknowledged} commands acknowledged, {executed} executed")
 
     def _run(self, load: LaneLoad, lanes: int) -> None:
-        run_loop(run_lanes(self._port, lanes, load, lambda: OkAnswers(load.commands)))
+        run_loop(run_lanes(self._port, lanes, load, lambda first: SerialLane(load, first, OkAnswers(load.commands))))
         self._acknowledged += load.answered * load.commands
 
 
