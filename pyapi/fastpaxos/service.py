@@ -7,6 +7,7 @@ and leave with one `writelines` at the end of each turn of the driver loop.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -87,6 +88,9 @@ class ClientService:
         self._clock_ns = clock_ns
         self._outgoing: dict[ClientConnection, list[bytes]] = {}
         self._paused: dict[ClientConnection, None] = {}  # in the order in which they are served again
+        self._waiting: deque[tuple[ClientConnection, int, bytes, bytes]] = deque()
+        self._waiting_of: dict[ClientConnection, int] = {}
+        self._waiting_bytes = 0
 
     # Requests
 
@@ -111,18 +115,61 @@ class ClientService:
             status = NOT_READY
         elif connection.inflight_bytes and connection.inflight_bytes + size > self._config.inflight_bytes_per_session:
             status = BUSY
+        elif connection in self._waiting_of:
+            status = self._let_wait(connection, request_id, key, block)
         else:
             status = replica.submit(block, (connection, request_id, WAIT_BLOCK, key))
+            if status == BUSY:
+                status = self._let_wait(connection, request_id, key, block)
         if status == OK:
             connection.inflight_bytes += size - connection.inflight.get(key, 0)
             connection.inflight[key] = size
             if replica is not None and replica.window_is_filling:
                 self._pause(connection)
         else:
-            session_id, first_sequence = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
-            leader = self._leader_hint(status)
-            self._send(connection, self.writer.reply(session_id, first_sequence, request_id, 0, status, leader, 0)[0])
+            self._refuse_block(connection, request_id, key, status)
         self.changed()
+
+    def _refuse_block(self, connection: ClientConnection, request_id: int, key: bytes, status: int) -> None:
+        session_id, first_sequence = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
+        leader = self._leader_hint(status)
+        self._send(connection, self.writer.reply(session_id, first_sequence, request_id, 0, status, leader, 0)[0])
+
+    # Blocks that the window has no room for. Those that one read of a client brought wait here, in order, and nothing
+    # more is read from it: being sent away costs a client a pause of many round trips.
+
+    def _let_wait(self, connection: ClientConnection, request_id: int, key: bytes, block: bytes) -> int:
+        if self._waiting_bytes + len(block) > self._config.window_bytes:
+            return BUSY
+        self._waiting.append((connection, request_id, key, block))
+        self._waiting_of[connection] = self._waiting_of.get(connection, 0) + 1
+        self._waiting_bytes += len(block)
+        self._pause(connection)
+        return OK
+
+    def _admit_waiting(self) -> None:
+        """Submit what waits, in the order in which it came, as far as there is room."""
+        replica, waiting = self.replica, self._waiting
+        while waiting:
+            connection, request_id, key, block = waiting[0]
+            if not connection.closed:
+                if replica is None:
+                    status = NOT_READY
+                else:
+                    status = replica.submit(block, (connection, request_id, WAIT_BLOCK, key))
+                if status == BUSY:
+                    return
+                if status != OK:
+                    connection.inflight_bytes -= connection.inflight.pop(key, 0)
+                    self._refuse_block(connection, request_id, key, status)
+                self.changed()
+            waiting.popleft()
+            self._waiting_bytes -= len(block)
+            left = self._waiting_of[connection] - 1
+            if left:
+                self._waiting_of[connection] = left
+            else:
+                del self._waiting_of[connection]
 
     def _take_query(self, connection: ClientConnection, frame: Frame) -> None:
         query = parse_query(frame)
@@ -241,12 +288,14 @@ class ClientService:
             self._send(connection, answer)
 
     def flush(self) -> None:
-        """Hand what collected to the connections, and take from paused clients again if there is room."""
+        """Admit what waits for room, hand what collected to the connections, read from paused clients if there is room."""
+        if self._waiting:
+            self._admit_waiting()
         if self._outgoing:
             outgoing, self._outgoing = self._outgoing, {}
             for connection, frames in outgoing.items():
                 connection.send(frames)
-        if self._paused and (self.replica is None or not self.replica.window_is_filling):
+        if self._paused and not self._waiting and (self.replica is None or not self.replica.window_is_filling):
             paused, self._paused = self._paused, {}
             for connection in paused:
                 if not connection.closed:

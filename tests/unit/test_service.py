@@ -111,6 +111,7 @@ class World:
         self.changes = 0
         self.replica = FakeReplica()
         self.client = Client()
+        self.others: list[Client] = []
         config = NodeConfig(node_id=1, cluster=CLUSTER, data_dir="unused", **settings)
         self.service = ClientService(
             config, Machine(), status=lambda: {"id": 1, "role": "leader"}, changed=self._changed, clock_ns=self.clock_ns
@@ -130,6 +131,13 @@ class World:
             self.service.take(client or self.client, frame)
         self.service.flush()
         return (client or self.client).frames()
+
+    def take(self, block: bytes, request_id: int, client: Client | None = None) -> None:
+        """A block arrives; the turn is not over yet."""
+        if client is not None:
+            self.others.append(client)
+        (frame,) = frames_of(b"".join(WRITER.submit(block, request_id)))
+        self.service.take(client or self.client, frame)
 
     def answer(self, waiter: Any, status: int = 0, session_id: int = 5, results: bytes = b"") -> list[Frame]:
         self.replica.replies.append((waiter, status, session_id, 1, 1, 77, results))
@@ -227,6 +235,59 @@ def test_answers_of_one_turn_leave_in_one_write() -> None:
     world.service.flush()
     (buffers,) = world.client.writes
     assert len(buffers) == 5
+
+
+def test_blocks_without_room_wait_in_order_and_nothing_more_is_read() -> None:
+    world = World()
+    other = Client()
+    blocks = [build_block([b"x"], 5, sequence) for sequence in (1, 2, 3)]
+    world.replica.status = ReplyStatus.BUSY
+    world.take(blocks[0], 1)
+    world.replica.status = ReplyStatus.OK
+    # There is room again, but not for what stands behind a block that waits.
+    world.take(blocks[1], 2)
+    assert world.client.inflight_bytes == len(blocks[0]) + len(blocks[1])
+    world.replica.status = ReplyStatus.BUSY
+    world.take(blocks[2], 3, other)
+    world.replica.taken.clear()
+    world.service.flush()
+    assert [taken[1] for taken in world.replica.taken] == [blocks[0]]
+    assert (world.client.is_held, other.is_held) == (True, True)
+    world.replica.status = ReplyStatus.OK
+    world.service.flush()
+    assert [taken[1] for taken in world.replica.taken[1:]] == blocks
+    assert (world.client.is_held, other.is_held) == (False, False)
+    assert (world.client.writes, other.writes) == ([], [])
+    world.take(blocks[1], 4)
+    assert world.replica.taken[-1][1] == blocks[1]
+
+
+def test_blocks_that_wait_are_refused_when_leadership_ends_and_dropped_when_their_client_has_gone() -> None:
+    world = World()
+    other = Client()
+    world.replica.status = ReplyStatus.BUSY
+    world.take(BLOCK, 1)
+    world.take(BLOCK, 2, other)
+    other.closed = True
+    world.replica.taken.clear()
+    world.replica.status = ReplyStatus.NOT_LEADER
+    world.service.flush()
+    (reply,) = map(parse_reply, world.client.frames())
+    assert (reply.status, reply.request_id) == (ReplyStatus.NOT_LEADER, 1)
+    assert len(world.replica.taken) == 1
+    assert (world.client.inflight_bytes, world.client.is_held, other.writes) == (0, False, [])
+
+
+def test_more_than_the_window_holds_does_not_wait() -> None:
+    world = World(window_bytes=4 * MIB)
+    world.replica.status = ReplyStatus.BUSY
+    large = build_block([bytes(900_000)], 5, 1)
+    for number in range(5):
+        world.take(large, number, Client())
+    world.service.flush()
+    (last,) = (client for client in world.others if client.writes)
+    (reply,) = map(parse_reply, last.frames())
+    assert (reply.status, reply.request_id) == (ReplyStatus.BUSY, 4)
 
 
 def test_clients_are_held_while_the_window_fills() -> None:
