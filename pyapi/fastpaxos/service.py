@@ -288,7 +288,7 @@ class ClientService:
             self._send(connection, answer)
 
     def flush(self) -> None:
-        """Admit what waits for room, hand what collected to the connections, read from paused clients if there is room."""
+        """Admit what waits, hand what collected to the connections, take from paused clients again if there is room."""
         if self._waiting:
             self._admit_waiting()
         if self._outgoing:
