@@ -1,0 +1,37 @@
+"""The gate on a copy of the core whose accept path has a planted slowdown of a known size."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import fastpaxos_core
+from fastpaxos.testing.gate import Verdict, compare
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed"),
+    pytest.mark.skipif(fastpaxos_core.build_info()["profile"] != "release", reason="the gate counts the release build"),
+]
+
+
+def test_five_percent_of_the_accept_path_are_red_and_one_percent_is_green(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import planted
+
+    planted.build_planted()
+    suite = planted.only_accept(planted.gate_suite())
+    without = planted.with_turns(suite, 0).count(planted.TREE)
+    verdicts = {}
+    for percent in (5.0, 1.0):
+        turns = planted.calibrate(suite, percent)
+        now = planted.with_turns(suite, turns).count(planted.TREE)
+        (item,) = [item for item in compare(without, now, suite.tolerance) if item.metric == planted.METRIC]
+        assert 100 * item.change == pytest.approx(percent, abs=0.5)
+        verdicts[percent] = item.verdict
+    assert verdicts == {5.0: Verdict.WORSE, 1.0: Verdict.SAME}
