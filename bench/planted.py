@@ -77,11 +77,11 @@ def with_turns(suite: Suite, turns: int) -> Suite:
     return replace(suite, environment={ENVIRONMENT_NAME: str(turns)})
 
 
-def calibrate(suite: Suite, percent: float) -> int:
-    """Return the turns that make the accept path `percent` % longer."""
+def turns_of_one_percent(suite: Suite) -> float:
+    """Return the turns that make the accept path 1 % longer."""
     without = with_turns(only_accept(suite), 0).count(TREE)[METRIC]
     calibrated = with_turns(only_accept(suite), CALIBRATION_TURNS).count(TREE)[METRIC]
-    return round(percent / 100 * without / (calibrated - without) * CALIBRATION_TURNS)
+    return CALIBRATION_TURNS * 0.01 * without / (calibrated - without)
 
 
 def main() -> int:
@@ -89,7 +89,7 @@ def main() -> int:
     parser.add_argument("--percent", type=float, default=5.0, help="of the instructions of the accept path")
     percent = parser.parse_args().percent
     build_planted()
-    turns = calibrate(gate_suite(), percent)
+    turns = round(percent * turns_of_one_percent(gate_suite()))
     print(f"{percent:g} % of the accept path: {turns} turns of the planted loop for each accepted batch")
     return check_counts(with_turns(gate_suite(), turns), TREE, use_reference=False, show_all=False)
 

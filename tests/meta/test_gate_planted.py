@@ -27,10 +27,10 @@ def test_five_percent_of_the_accept_path_are_red_and_one_percent_is_green(monkey
     planted.build_planted()
     suite = planted.only_accept(planted.gate_suite())
     without = planted.with_turns(suite, 0).count(planted.TREE)
+    one_percent = planted.turns_of_one_percent(suite)
     verdicts = {}
     for percent in (5.0, 1.0):
-        turns = planted.calibrate(suite, percent)
-        now = planted.with_turns(suite, turns).count(planted.TREE)
+        now = planted.with_turns(suite, round(percent * one_percent)).count(planted.TREE)
         (item,) = [item for item in compare(without, now, suite.tolerance) if item.metric == planted.METRIC]
         assert 100 * item.change == pytest.approx(percent, abs=0.5)
         verdicts[percent] = item.verdict
