@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from fastpaxos.testing.gate import Bound, NoReferenceError, Pair, Profile, Workload, compare, run_pair
 from fastpaxos.testing.gate.__main__ import GREEN, NO_VERDICT, RED, check_counts, main
@@ -279,22 +278,21 @@ def test_counts_of_another_toolchain_are_not_used(project: Path, capsys: pytest.
 
 @needs_valgrind
 @pytest.mark.slow
-def test_a_renewed_baseline_is_green_and_a_slower_loop_is_red(project: Path) -> None:
+def test_a_renewed_baseline_is_green_and_a_slower_loop_is_red(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     suite = str(project / "suite.py")
-    runner = CliRunner()
-    assert runner.invoke(main, [suite, "--renew"]).exit_code == 0
-    assert runner.invoke(main, [suite]).exit_code == GREEN
-    (project / "work.py").write_text(WORK.format(factor=11.5).replace("11.5 * 100", "1155"))
-    result = runner.invoke(main, [suite])
-    assert result.exit_code == RED
-    assert "WORSE" in result.output
+    assert main([suite, "--renew"]) == GREEN
+    assert main([suite]) == GREEN
+    (project / "work.py").write_text(WORK.format(factor=11.55).replace("11.55 * 100", "1155"))
+    assert main([suite]) == RED
+    assert "WORSE" in capsys.readouterr().out
 
 
-def test_a_suite_without_a_baseline_gets_no_verdict(project: Path) -> None:
+def test_a_suite_without_a_baseline_gets_no_verdict(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "suite.py").write_text("WORKLOADS = []\n")
-    result = CliRunner().invoke(main, [str(project / "suite.py")])
-    assert result.exit_code == NO_VERDICT
-    assert "does not define BASELINE" in result.output
+    assert main([str(project / "suite.py")]) == NO_VERDICT
+    assert "does not define BASELINE" in capsys.readouterr().err
 
 
 def test_work_that_gives_a_wrong_result_is_not_counted(tmp_path: Path) -> None:
