@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status |= check_counts(suite, options.tree, options.reference, options.all)
         if options.tier in ("timing", "all"):
             status |= check_pairs(suite)
-    except (CallgrindError, NoReferenceError, ValueError, OSError) as error:
+    except (CallgrindError, NoReferenceError, subprocess.SubprocessError, ValueError, OSError) as error:
         print(f"no verdict: {error}", file=sys.stderr)
         return NO_VERDICT
     print("gate: " + ("red" if status else "green"))
