@@ -85,7 +85,7 @@ bench-baseline: build  ## accept what the code costs now: count it, print old an
 	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python -P -m fastpaxos.testing.gate bench/gate_suite.py --renew
 
 bench-gate-proof: build  ## plant a slowdown of 5 % of the accept path in a copy and see that the gate turns red
-	$(BIN)/python bench/planted.py --percent 5; test $$? -eq 1
+	$(BIN)/python bench/planted.py --percent 5
 
 demo: build  ## three durable replicas under load; the leader is killed and nothing is lost (DEMO="--seconds 20")
 	$(BIN)/fastpaxos demo $(DEMO)

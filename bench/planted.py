@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gate_suite import ROOT, build_tree
 
-from fastpaxos.testing.gate.__main__ import check_counts
+from fastpaxos.testing.gate.__main__ import GREEN, RED, check_counts
 from fastpaxos.testing.gate.suite import Suite, load_suite
 from fastpaxos.testing.mutants.model import core
 from fastpaxos.testing.mutants.source import write_sources
@@ -85,13 +85,20 @@ def turns_of_one_percent(suite: Suite) -> float:
 
 
 def main() -> int:
+    """Return 0 if the gate is green without the slowdown and red with it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--percent", type=float, default=5.0, help="of the instructions of the accept path")
     percent = parser.parse_args().percent
     build_planted()
-    turns = round(percent * turns_of_one_percent(gate_suite()))
-    print(f"{percent:g} % of the accept path: {turns} turns of the planted loop for each accepted batch")
-    return check_counts(with_turns(gate_suite(), turns), TREE, use_reference=False, show_all=False)
+    suite = gate_suite()
+    turns = round(percent * turns_of_one_percent(suite))
+    print("nothing planted:")
+    without = check_counts(with_turns(suite, 0), TREE, use_reference=False, show_all=False)
+    print(f"\n{percent:g} % of the accept path planted, {turns} turns of a loop for each accepted batch:")
+    planted = check_counts(with_turns(suite, turns), TREE, use_reference=False, show_all=False)
+    found = (without, planted) == (GREEN, RED)
+    print("\nthe gate " + ("finds it" if found else "DOES NOT TELL the two apart"))
+    return 0 if found else 1
 
 
 if __name__ == "__main__":
