@@ -9,19 +9,29 @@ import pytest
 
 import fastpaxos_core
 from fastpaxos.testing.gate import Verdict, compare
+from fastpaxos.testing.mutants.source import mutated_sources
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed"),
-    pytest.mark.skipif(fastpaxos_core.build_info()["profile"] != "release", reason="the gate counts the release build"),
-]
 
-
-def test_five_percent_of_the_accept_path_are_red_and_one_percent_is_green(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def bench_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
+
+
+def test_the_planted_loop_fits_the_sources() -> None:
+    import planted
+
+    ((file, text),) = mutated_sources(ROOT, planted.EDITS).items()
+    assert file == "fastpaxos_core/acceptor.pyx"
+    assert text.count("        fp_planted_cost()\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+@pytest.mark.skipif(fastpaxos_core.build_info()["profile"] != "release", reason="the gate counts the release build")
+def test_five_percent_of_the_accept_path_are_red_and_one_percent_is_green() -> None:
     import planted
 
     planted.build_planted()
