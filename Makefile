@@ -33,7 +33,7 @@ SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 FUZZ ?= run --executions 1e7
 SPEC ?=
 CRASH ?= --states 2000 --corruptions 1000 --seed 1
-.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions bench-gate bench-baseline bench-peers bench-targets demo annotate coverage asan fuzz spec crash docs dist clean
+.PHONY: help build build-checked build-mutants test test-all check format sim mutants bench bench-instructions bench-gate bench-baseline bench-gate-proof bench-peers bench-targets demo annotate coverage asan fuzz spec crash docs dist clean
 
 help:  ## print the recipes
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 27
@@ -93,6 +93,9 @@ bench-gate: build  ## fail on a regression: instruction counts and paired ratios
 
 bench-baseline: build  ## accept what the code costs now: count it, print old and new, write bench/baseline.json
 	PYTHONPATH="$(CURDIR)/pyapi:$(CURDIR)" $(BIN)/python -P -m fastpaxos.testing.gate bench/gate_suite.py --renew
+
+bench-gate-proof: build  ## plant a slowdown of 5 % of the accept path in a copy and see that the gate turns red
+	$(BIN)/python bench/planted.py --percent 5
 
 demo: build  ## three durable replicas under load; the leader is killed and nothing is lost (DEMO="--seconds 20")
 	$(BIN)/fastpaxos demo $(DEMO)

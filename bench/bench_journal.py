@@ -11,7 +11,7 @@ from fastpaxos_core.block import build_block
 from fastpaxos_core.journal import Journal
 
 SEGMENT_BYTES = 16 << 20
-RECOVERED_WRITES = 500
+RECOVERED_WRITES = 200
 
 
 def journal_of(directory: MemoryDirectory, boot: int = 1) -> tuple[Journal, Any]:
@@ -29,7 +29,7 @@ def carry_out(directory: MemoryDirectory, write: Any) -> None:
 
 
 @pytest.mark.benchmark(group="journal encode")
-@pytest.mark.parametrize("count", [1, 16, 256, 1024, 4096])
+@pytest.mark.parametrize("count", [1, 64, 1024, 4096])
 def bench_journal_encode(benchmark: Any, count: int) -> None:
     """One batch appended, sealed into a group commit and reported as synced."""
     journal, _ = journal_of(MemoryDirectory())
@@ -52,9 +52,9 @@ def bench_journal_encode(benchmark: Any, count: int) -> None:
 
 
 @pytest.mark.benchmark(group="journal recover")
-@pytest.mark.parametrize("count", [16, 1024])
+@pytest.mark.parametrize("count", [1, 64, 1024, 4096])
 def bench_journal_recover(benchmark: Any, count: int) -> None:
-    """Open a journal of 500 group commits, then read all of it back for the state machine."""
+    """Open a journal of 200 group commits, then read all of it back for the state machine."""
     directory = MemoryDirectory()
     journal, _ = journal_of(directory)
     block = build_block([b"0123456789abcdef"] * count, 1, 1)

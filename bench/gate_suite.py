@@ -67,12 +67,12 @@ WORKLOADS = (
 )  # fmt: skip
 
 PAIRS = (
-    Pair("core", timed_pairs.core, timed_pairs.fixed_work, (Bound("processor_seconds", at_most=9.0),)),
+    Pair("core", timed_pairs.core, timed_pairs.fixed_work, (Bound("processor_seconds", at_most=1.2),)),
     Pair("cluster", timed_pairs.cluster, timed_pairs.floor, (
-        Bound("bytes_per_second", at_least=0.1), Bound("p50", at_most=10.0), Bound("p99", at_most=10.0),
+        Bound("bytes_per_second", at_least=0.15), Bound("p50", at_most=4.0), Bound("p99", at_most=10.0),
     )),
 )  # fmt: skip
-"""Medians on two shared cores, and about twice as far from 1 as the worst of them."""
+"""Bounds are two to three times off what two shared cores show: 0.47; 0.30, 1.4 and 3.4."""
 
 
 def module_path(tree: Path) -> list[Path]:

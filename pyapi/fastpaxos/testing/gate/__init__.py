@@ -1,6 +1,6 @@
 """A regression gate for a noisy machine: instruction counts against a baseline, and paired ratios. docs/benchmarks.md.
 
-    python -m fastpaxos.testing.gate bench/gate_suite.py
+    python -m fastpaxos.testing.gate SUITE.py
 
 A suite is a Python file with `WORKLOADS` (counted by callgrind), `BASELINE` (where their counts are kept) and, if it
 wants, `PAIRS` (timed beside a reference). It works for any project; nothing in it needs a cluster.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import click
 
 from .baseline import Baseline, Comparison, Verdict, compare
 from .callgrind import CallgrindError
@@ -21,29 +21,35 @@ from .toolchain import describe_toolchain
 GREEN, RED, NO_VERDICT = 0, 1, 2
 
 
-@click.command(name="python -m fastpaxos.testing.gate")
-@click.argument("suite_path", metavar="SUITE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--tier", type=click.Choice(["deterministic", "timing", "all"]), default="all", show_default=True)
-@click.option("--renew", is_flag=True, help="Write the counts of this code as the new baseline.")
-@click.option("--tree", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Count this built tree.")
-@click.option("--reference", is_flag=True, help="Compare with the commit of the baseline, built and counted here.")
-@click.option("--all", "show_all", is_flag=True, help="Print every metric, not only what changed.")
-def main(suite_path: Path, tier: str, renew: bool, tree: Path | None, reference: bool, show_all: bool) -> None:
-    """Compare the instruction counts (deterministic tier) and paired ratios (timing tier) of SUITE with its limits."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the tiers that are asked for, or renew the baseline; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastpaxos.testing.gate",
+        description="Compare the instruction counts and the paired ratios of a suite with its limits.",
+    )
+    parser.add_argument("suite", type=Path, help="Python file that says what is guarded (docs/benchmarks.md)")
+    parser.add_argument("--tier", choices=["deterministic", "timing", "all"], default="all")
+    parser.add_argument("--renew", action="store_true", help="write the counts of this code as the new baseline")
+    parser.add_argument("--tree", type=Path, help="count the code of this built checkout")
+    parser.add_argument(
+        "--reference", action="store_true", help="build and count the commit of the baseline, and compare"
+    )
+    parser.add_argument("--all", action="store_true", help="print every metric, not only what changed")
+    options = parser.parse_args(arguments)
+    status = GREEN
     try:
-        suite = load_suite(suite_path)
-        if renew:
-            sys.exit(renew_baseline(suite))
-        status = GREEN
-        if tier in ("deterministic", "all"):
-            status |= check_counts(suite, tree, reference, show_all)
-        if tier in ("timing", "all"):
+        suite = load_suite(options.suite)
+        if options.renew:
+            return renew_baseline(suite)
+        if options.tier in ("deterministic", "all"):
+            status |= check_counts(suite, options.tree, options.reference, options.all)
+        if options.tier in ("timing", "all"):
             status |= check_pairs(suite)
-    except (CallgrindError, NoReferenceError, ValueError, OSError) as error:
-        click.echo(f"no verdict: {error}", err=True)
-        sys.exit(NO_VERDICT)
-    click.echo("gate: " + ("red" if status else "green"))
-    sys.exit(status)
+    except (CallgrindError, NoReferenceError, subprocess.SubprocessError, ValueError, OSError) as error:
+        print(f"no verdict: {error}", file=sys.stderr)
+        return NO_VERDICT
+    print("gate: " + ("red" if status else "green"))
+    return status
 
 
 def check_counts(suite: Suite, tree: Path | None, use_reference: bool, show_all: bool) -> int:
@@ -51,11 +57,11 @@ def check_counts(suite: Suite, tree: Path | None, use_reference: bool, show_all:
     baseline = Baseline.load(suite.baseline)
     begin = time.monotonic()
     now = suite.count(tree)
-    click.echo(f"{len(now)} instruction counts in {time.monotonic() - begin:.0f} s")
+    print(f"{len(now)} instruction counts in {time.monotonic() - begin:.0f} s")
     differences = baseline.differences(describe_toolchain())
     if differences or use_reference:
         for difference in differences:
-            click.echo(f"the baseline is of another toolchain: {difference}")
+            print(f"the baseline is of another toolchain: {difference}")
         before = count_reference(suite)
     else:
         before = baseline.counts
@@ -72,7 +78,7 @@ def count_reference(suite: Suite) -> Mapping[str, float]:
     tree = root / "build" / "gate" / f"{commit[:12]}-{toolchain[:8]}"
     counted = tree / "gate-counts.json"
     if not counted.exists():
-        click.echo(f"building and counting commit {commit[:12]} with this toolchain in {tree.relative_to(root)}")
+        print(f"building and counting commit {commit[:12]} with this toolchain in {tree.relative_to(root)}")
         check_out(root, commit, tree)
         suite.build_tree(tree)
         of_commit = load_suite(tree / suite.path.relative_to(root))
@@ -86,10 +92,10 @@ def renew_baseline(suite: Suite) -> int:
     now = Baseline(describe_toolchain(), suite.count())
     before = Baseline.load(suite.baseline) if suite.baseline.exists() else Baseline({}, {})
     for difference in before.differences(now.toolchain):
-        click.echo(f"toolchain {difference}")
+        print(f"toolchain {difference}")
     print_comparisons(compare(before.counts, now.counts, suite.tolerance), suite.tolerance, show_all=True)
     now.save(suite.baseline)
-    click.echo(f"written to {suite.baseline}: commit it together with the code that it was counted from")
+    print(f"written to {suite.baseline}: commit it together with the code that it was counted from")
     return GREEN
 
 
@@ -97,15 +103,15 @@ def print_comparisons(comparisons: list[Comparison], tolerance: float, show_all:
     """Print a table, the worst first."""
     shown = [item for item in comparisons if show_all or item.verdict is not Verdict.SAME]
     if shown:
-        click.echo(f"{'instructions of one repetition':40s} {'before':>12s} {'now':>12s} {'change':>8s}")
+        print(f"{'instructions of one repetition':40s} {'before':>12s} {'now':>12s} {'change':>8s}")
     for item in sorted(shown, key=lambda item: (not item.verdict.is_red, -item.change)):
         before, now = ("-" if count is None else f"{count:,.0f}" for count in (item.before, item.now))
-        click.echo(f"{item.metric:40s} {before:>12s} {now:>12s} {100 * item.change:+7.2f}%  {item.verdict.value}")
+        print(f"{item.metric:40s} {before:>12s} {now:>12s} {100 * item.change:+7.2f}%  {item.verdict.value}")
     red = sum(item.verdict.is_red for item in comparisons)
     better = sum(item.verdict is Verdict.BETTER for item in comparisons)
-    click.echo(f"{len(comparisons)} metrics: {red} red, {better} better, the others within {100 * tolerance:g} %")
+    print(f"{len(comparisons)} metrics: {red} red, {better} better, the others within {100 * tolerance:g} %")
     if better:
-        click.echo("some became better: renew the baseline, or it guards the old figures")
+        print("some became better: renew the baseline, or it guards the old figures")
 
 
 def check_pairs(suite: Suite) -> int:
@@ -124,11 +130,11 @@ def print_pair(result: PairResult) -> None:
     for bound in result.pair.bounds:
         ratios = " ".join(f"{ratio:.3g}" for ratio in result.ratios[bound.metric])
         verdict = "BROKEN" if bound in result.broken else "holds"
-        click.echo(
+        print(
             f"{result.pair.name}: {bound.metric} / reference {result.median(bound.metric):.3g} "
             f"(bound {bound}: {verdict}; rounds {ratios})"
         )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

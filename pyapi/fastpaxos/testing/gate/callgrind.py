@@ -110,10 +110,17 @@ def _difference(once: Mapping[_Key, float], twice: Mapping[_Key, float], divisor
     return {key: count for key, count in found.items() if count}
 
 
-def count_workloads(workloads: Sequence[Workload], paths: Sequence[Path] = ()) -> dict[str, Profile]:
+def count_workloads(
+    workloads: Sequence[Workload], paths: Sequence[Path] = (), environment: Mapping[str, str] | None = None
+) -> dict[str, Profile]:
     """Run the workloads one after the other in one process under callgrind; return {name: profile of one repetition}.
 
-    `paths` go first on the process's module path. Raises CallgrindError.
+    Args:
+        paths: the module path of that process, instead of this one's PYTHONPATH.
+        environment: variables that it gets beside those that Python needs.
+
+    Raises:
+        CallgrindError: callgrind is missing, or a workload failed.
     """
     valgrind = shutil.which("valgrind")
     if valgrind is None:
@@ -121,13 +128,13 @@ def count_workloads(workloads: Sequence[Workload], paths: Sequence[Path] = ()) -
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "profile"
         kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
-        environment = {**kept, **FIXED_ENVIRONMENT}
+        variables = {**kept, **(environment or {}), **FIXED_ENVIRONMENT}
         if paths:
-            environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+            variables["PYTHONPATH"] = os.pathsep.join(map(str, paths))
         run = subprocess.run(
             [valgrind, "--tool=callgrind", f"--callgrind-out-file={out}", f"--dump-before={MARK}",
              sys.executable, "-P", str(COUNTED)],
-            input=json.dumps([_work(workload) for workload in workloads]), env=environment,
+            input=json.dumps([_work(workload) for workload in workloads]), env=variables,
             capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
         )  # fmt: skip
         if run.returncode:

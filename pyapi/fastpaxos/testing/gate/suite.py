@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ class Suite:
         tolerance: TOLERANCE; 0.02 = 2 %.
         module_path: module_path(tree), the folders that count the code of another checkout; else the checkout itself.
         build_tree: build_tree(tree), which compiles another checkout; may be missing.
+        environment: ENVIRONMENT, variables that the counted process needs; may be missing.
     """
 
     path: Path
@@ -36,11 +37,12 @@ class Suite:
     tolerance: float
     module_path: Callable[[Path], Sequence[Path]]
     build_tree: Callable[[Path], object]
+    environment: Mapping[str, str]
 
     def count(self, tree: Path | None = None) -> dict[str, float]:
         """Count every workload and return all metrics; with the code of `tree` instead of what Python finds."""
         paths = self.module_path(tree) if tree is not None else ()
-        profiles = count_workloads(self.workloads, paths)
+        profiles = count_workloads(self.workloads, paths, self.environment)
         counts: dict[str, float] = {}
         for workload in self.workloads:
             counts |= metrics_of(workload, profiles[workload.name])
@@ -70,4 +72,5 @@ def load_suite(path: Path) -> Suite:
         tolerance=getattr(module, "TOLERANCE", TOLERANCE),
         module_path=getattr(module, "module_path", lambda tree: [tree]),
         build_tree=getattr(module, "build_tree", lambda tree: None),
+        environment=getattr(module, "ENVIRONMENT", {}),
     )
