@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from fastpaxos.cli.peers import etcd, lane, pysyncobj, pysyncobj_node, redis, re
 from fastpaxos.cli.peers.floor import block_bytes_per_command
 from fastpaxos.cli.peers.lane import LaneLoad, SerialLane, run_lanes
 from fastpaxos.cli.peers.peer import DisturbedError, PeerError, PeerPlan, payloads
-from fastpaxos.cli.peers.pysyncobj_node import NodeLoad, NodeResult, NodeSettings
+from fastpaxos.cli.peers.pysyncobj_node import NodeFailure, NodeLoad, NodeResult, NodeSettings
 from fastpaxos.cli.peers.server import server, wait_until
 from fastpaxos_core.block import build_block
 from process_helpers import wait_for_end
@@ -337,6 +338,8 @@ def test_the_nodes_may_be_late_but_must_agree_in_the_end(monkeypatch: pytest.Mon
             run_fake(result, (10, 77), wrong)
     with pytest.raises(PeerError, match="11 commands acknowledged"):
         run_fake(NodeResult(acknowledged=11), (10, 77))
+    with pytest.raises(PeerError, match="a PySyncObj node failed: KeyError: 'x'"):
+        run_fake(cast(Any, NodeFailure("KeyError: 'x'")), (10, 77))
     with pytest.raises(PeerError, match="ended on its own"):
         run_fake(None, (10, 77))
 
@@ -368,6 +371,47 @@ def test_the_best_settings_are_those_of_the_trials(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(pysyncobj, "try_loads", lambda *_arguments: [])
     with pytest.raises(PeerError, match="every trial"):
         peer.tune(tmp_path, PLAN)
+
+
+def test_large_commands_get_a_small_window_and_large_messages() -> None:
+    windows = [pysyncobj.fit(4000, PeerPlan(size, 1, 1.0, 1.0)) for size in (1, 16, 1 << 16, 1 << 22)]
+    assert windows == [4000, 4000, 32, 1]
+    settings = pysyncobj.with_room(pysyncobj.BATCHES[1], PeerPlan(1 << 16, 1, 1.0, 1.0))
+    assert settings.options == pysyncobj.BATCHES[1].options | {"appendEntriesBatchSizeBytes": 1 << 20}
+    assert pysyncobj.with_room(pysyncobj.BATCHES[1], PLAN) is pysyncobj.BATCHES[1]
+
+
+class FakeNodePipe:
+    """Requests of a parent that then goes away."""
+
+    def __init__(self, *requests: Any) -> None:
+        self._requests = list(requests)
+        self.sent: list[Any] = []
+
+    def poll(self, _timeout_s: float) -> bool:
+        return True
+
+    def recv(self) -> Any:
+        if not self._requests:
+            raise EOFError
+        return self._requests.pop(0)
+
+    def send(self, answer: Any) -> None:
+        self.sent.append(answer)
+
+
+def test_a_node_answers_until_its_parent_is_gone_and_tells_what_ended_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = types.SimpleNamespace(count=3, digest=9, isReady=lambda: True, _isLeader=lambda: True, hasQuorum=True)
+    monkeypatch.setattr(pysyncobj_node, "make_chain", lambda *_arguments: chain)
+    monkeypatch.setattr(signal, "signal", lambda *_arguments: None)
+    monkeypatch.setattr(pysyncobj_node.logging, "disable", lambda *_arguments: None)
+    pipe: Any = FakeNodePipe("leader", "state")
+    pysyncobj_node.run_node(["a", "b"], NodeSettings(), pipe)
+    assert pipe.sent == [True, (3, 9)]
+    del chain.count
+    pipe = FakeNodePipe("state", "state")
+    pysyncobj_node.run_node(["a", "b"], NodeSettings(), pipe)
+    assert pipe.sent == [NodeFailure("AttributeError: 'types.SimpleNamespace' object has no attribute 'count'")]
 
 
 def test_the_default_settings_stay(tmp_path: Path) -> None:

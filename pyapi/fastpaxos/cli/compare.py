@@ -127,7 +127,7 @@ def take_turns(peers: Sequence[Peer], plan: PeerPlan, rounds: int, folder: Path)
 
 
 @click.command()
-@click.option("--payload", type=click.IntRange(0, 1_000_000), default=16, show_default=True, help="Bytes per command.")
+@click.option("--payload", type=click.IntRange(1, 1_000_000), default=16, show_default=True, help="Bytes per command.")
 @click.option("--rounds", type=click.IntRange(1, 1000), default=5, show_default=True, help="Turns of each system.")
 @click.option(
     "--seconds", type=click.FloatRange(0.1, 60.0), default=4.0, show_default=True, help="Measured time of each turn."

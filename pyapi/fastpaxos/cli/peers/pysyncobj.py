@@ -8,6 +8,7 @@ import importlib.util
 import multiprocessing
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from fastpaxos.cli.cluster_process import free_ports
 from fastpaxos.cli.latency import LatencyHistogram, Percentiles
 from fastpaxos.cli.peers.peer import DisturbedError, PeerError, PeerPlan
-from fastpaxos.cli.peers.pysyncobj_node import NodeLoad, NodeResult, NodeSettings, run_node
+from fastpaxos.cli.peers.pysyncobj_node import NodeFailure, NodeLoad, NodeResult, NodeSettings, run_node
 
 __all__ = ["PySyncObj"]
 
@@ -27,6 +28,7 @@ PAUSE_S = 0.02
 TRIAL_S, TRIAL_WARMUP_S = 1.0, 0.5
 DEFAULT_WINDOW = 4000
 WINDOWS = (1000, 4000, 16000)
+IN_FLIGHT_BYTES_MAX = 2 << 20
 DEFAULTS = NodeSettings()
 # A compaction during a run would only slow it down, and these runs end before memory does. A leader that is busy must
 # not lose its office for it.
@@ -46,6 +48,10 @@ ALONE = (
     NodeSettings(AT_ONCE | OWN_LOOP),
     NodeSettings(AT_ONCE | OWN_LOOP, busy=True),
 )
+
+
+# Entries of this size are sent in parts that PySyncObj 0.3.17 does not always put together again; larger messages help.
+PARTS_FROM_BYTES = 1 << 15
 
 
 class PySyncObj:
@@ -72,34 +78,37 @@ class PySyncObj:
         return f"throughput: {describe(self._throughput)}; latency: {describe(self._latency)}; {where}"
 
     def load(self, plan: PeerPlan) -> str:
-        return f"no connection, {self._window} commands in flight"
+        return f"no connection, {fit(self._window, plan)} commands in flight"
 
     def tune(self, folder: Path, plan: PeerPlan) -> None:
         if not self._best:
             return
-        loads = [NodeLoad(window, plan.payload_bytes, TRIAL_S, TRIAL_WARMUP_S) for window in WINDOWS]
+        windows = sorted({fit(window, plan) for window in WINDOWS})
+        loads = [NodeLoad(window, plan.payload_bytes, TRIAL_S, TRIAL_WARMUP_S) for window in windows]
+        batches = [with_room(settings, plan) for settings in BATCHES]
         speeds = {
             (number, load.window): result.measured
-            for number, settings in enumerate(BATCHES)
+            for number, settings in enumerate(batches)
             for load, result in try_loads(self.nodes, settings, loads)
         }
         if not speeds:
-            raise PeerError("PySyncObj changed its leader in every trial of its throughput")
+            raise PeerError("PySyncObj left commands unanswered in every trial of its throughput")
         number, self._window = max(speeds, key=lambda key: speeds[key])
-        self._throughput = BATCHES[number]
+        self._throughput = batches[number]
+        ways = [with_room(settings, plan) for settings in ALONE]
         alone = [NodeLoad(1, plan.payload_bytes, TRIAL_S, TRIAL_WARMUP_S)]
         medians = {
             number: LatencyHistogram.from_sparse(result.latency).percentile_ns(50)
-            for number, settings in enumerate(ALONE)
+            for number, settings in enumerate(ways)
             for _, result in try_loads(self.nodes, settings, alone)
         }
         if not medians:
-            raise PeerError("PySyncObj changed its leader in every trial of its latency")
-        self._latency = ALONE[min(medians, key=lambda key: medians[key])]
+            raise PeerError("PySyncObj left commands unanswered in every trial of its latency")
+        self._latency = ways[min(medians, key=lambda key: medians[key])]
 
     @contextlib.contextmanager
     def running(self, folder: Path, plan: PeerPlan) -> Iterator[RunningPySyncObj]:
-        yield RunningPySyncObj(self._throughput, self._latency, self._window, plan, self.nodes)
+        yield RunningPySyncObj(self._throughput, self._latency, fit(self._window, plan), plan, self.nodes)
 
 
 class RunningPySyncObj:
@@ -127,10 +136,23 @@ class RunningPySyncObj:
         return LatencyHistogram.from_sparse(result.latency).percentiles_us()
 
 
+def fit(window: int, plan: PeerPlan) -> int:
+    """A window that memory has room for: each command in it is held several times in each node."""
+    return max(1, min(window, IN_FLIGHT_BYTES_MAX // max(1, plan.payload_bytes)))
+
+
+def with_room(settings: NodeSettings, plan: PeerPlan) -> NodeSettings:
+    """The settings with messages in which many commands of this size have room."""
+    if plan.payload_bytes < PARTS_FROM_BYTES:
+        return settings
+    room = {"appendEntriesBatchSizeBytes": 16 * plan.payload_bytes}
+    return replace(settings, options=settings.options | room)
+
+
 def try_loads(nodes: int, settings: NodeSettings, loads: list[NodeLoad]) -> list[tuple[NodeLoad, NodeResult]]:
-    """Run loads one after the other; those from the first on that the cluster does not stand are left out."""
+    """Run loads one after the other; what comes after one that the cluster does not stand is left out."""
     done: list[tuple[NodeLoad, NodeResult]] = []
-    with contextlib.suppress(DisturbedError), node_cluster(nodes, settings) as cluster:
+    with contextlib.suppress(PeerError), node_cluster(nodes, settings) as cluster:
         for load in loads:
             done.append((load, cluster.run(load)))  # noqa: PERF401 - what came before an error counts
     return done
@@ -150,7 +172,7 @@ class NodeCluster:
         result: NodeResult = ask(self._leader, load, load.warmup_s + load.seconds + ANSWER_TIMEOUT_S)
         if result.errors or result.unanswered:
             raise DisturbedError(
-                f"{result.errors} commands failed, {result.unanswered} unanswered: PySyncObj changed its leader"
+                f"{result.errors} commands failed, {result.unanswered} never answered, as when the leader changes"
             )
         wanted = before + result.acknowledged
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
@@ -199,9 +221,12 @@ def ask(pipe: Connection, request: Any, timeout_s: float = ANSWER_TIMEOUT_S) -> 
         pipe.send(request)
         if not pipe.poll(timeout_s):
             raise PeerError(f"a PySyncObj node does not answer within {timeout_s:g} s")
-        return pipe.recv()
+        answer = pipe.recv()
     except (EOFError, ConnectionError) as error:
         raise PeerError("a PySyncObj node ended on its own") from error
+    if isinstance(answer, NodeFailure):
+        raise PeerError(f"a PySyncObj node failed: {answer.text}")
+    return answer
 
 
 def describe(settings: NodeSettings) -> str:

@@ -19,11 +19,18 @@ from typing import Any
 from fastpaxos.cli.latency import LatencyHistogram
 from fastpaxos.cli.peers.peer import payloads
 
-__all__ = ["NodeLoad", "NodeResult", "NodeSettings", "run_node"]
+__all__ = ["NodeFailure", "NodeLoad", "NodeResult", "NodeSettings", "run_node"]
 
 TICK_S = 0.05
 LAST_ANSWERS_S = 5.0
 PAYLOADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFailure:
+    """What ended a node."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +88,20 @@ def make_chain(addresses: list[str], settings: NodeSettings) -> Any:
 
 
 def run_node(addresses: list[str], settings: NodeSettings, pipe: Connection) -> None:
-    """Serve the pipe: "leader", "state" and loads. The first address is this node's own."""
+    """Serve the pipe until its end; the first address is this node's own. What PySyncObj raises goes to the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for who started this process
     logging.disable(logging.CRITICAL)
-    chain = make_chain(addresses, settings)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        try:
+            serve(make_chain(addresses, settings), settings, pipe)
+        except EOFError:
+            raise
+        except Exception as error:
+            pipe.send(NodeFailure(f"{type(error).__name__}: {error}"))
+
+
+def serve(chain: Any, settings: NodeSettings, pipe: Connection) -> None:
+    """Answer "leader", "state" and loads."""
 
     def turn() -> None:
         if settings.ticks_itself:
@@ -92,17 +109,16 @@ def run_node(addresses: list[str], settings: NodeSettings, pipe: Connection) -> 
         else:
             chain.doTick(0.0 if settings.busy and chain._isLeader() else TICK_S)
 
-    with contextlib.suppress(EOFError):
-        while True:
-            while not pipe.poll(0):
-                turn()
-            request = pipe.recv()
-            if request == "leader":
-                pipe.send(chain.isReady() and chain._isLeader() and chain.hasQuorum)
-            elif request == "state":
-                pipe.send((chain.count, chain.digest))
-            else:
-                pipe.send(run_load(chain, turn, request))
+    while True:
+        while not pipe.poll(0):
+            turn()
+        request = pipe.recv()
+        if request == "leader":
+            pipe.send(chain.isReady() and chain._isLeader() and chain.hasQuorum)
+        elif request == "state":
+            pipe.send((chain.count, chain.digest))
+        else:
+            pipe.send(run_load(chain, turn, request))
 
 
 def run_load(chain: Any, turn: Callable[[], None], load: NodeLoad) -> NodeResult:
