@@ -56,7 +56,7 @@ def split(count: int, commands: int, piece_bytes: int) -> None:
     """Split a stream of 16 Submit frames that arrives in pieces."""
     writer = FrameWriter(0, 1, 0, b"c" * 16)
     block = build_block([PAYLOAD] * commands, 1, 1)
-    stream = b"".join(writer.submit(block, request_id) for request_id in range(16))
+    stream = b"".join(b"".join(writer.submit(block, request_id)) for request_id in range(16))
     pieces = [stream[start : start + piece_bytes] for start in range(0, len(stream), piece_bytes)]
     splitter = FrameSplitter(*SPLITTER_LIMITS)
     for _ in range(count):

@@ -156,12 +156,7 @@ def longest_command(list commands not None) -> int:
     return longest
 
 
-def pack_commands(commands) -> tuple[bytes, int]:
-    """Return a block of client commands that still needs `stamp_block`, and the bytes of its longest command.
-
-    `commands` is a sequence of bytes-like objects; a list or tuple of bytes is the fast path. Raises TypeError for a
-    command that is not bytes-like, ValueError for no commands and for a block above 2**32 - 1 bytes.
-    """
+cdef bytes _packed(object commands, Py_ssize_t* longest_out):
     cdef PyObject** items
     cdef Py_ssize_t count, i, shortest, longest
     cdef uint64_t payload_bytes
@@ -202,7 +197,31 @@ def pack_commands(commands) -> tuple[bytes, int]:
             memcpy(payload, PyBytes_AS_STRING(<object>items[i]), length)
             lengths += 4
             payload += length
+    longest_out[0] = longest
+    return block
+
+
+def pack_commands(commands) -> tuple[bytes, int]:
+    """Return a block of client commands that still needs `stamp_block`, and the bytes of its longest command.
+
+    `commands` is a sequence of bytes-like objects; a list or tuple of bytes is the fast path. Raises TypeError for a
+    command that is not bytes-like, ValueError for no commands and for a block above 2**32 - 1 bytes.
+    """
+    cdef Py_ssize_t longest
+    block = _packed(commands, &longest)
     return block, longest
+
+
+cdef int _stamp(bytes block, uint64_t session_id, uint64_t first_sequence, uint64_t acknowledged_below) except -1:
+    cdef BlockHeader* header = <BlockHeader*>PyBytes_AS_STRING(block)
+    if header.command_count > _UINT64_MAX - first_sequence:
+        raise ValueError(f"{header.command_count} commands from sequence {first_sequence} pass the last sequence "
+                         f"number {_UINT64_MAX}")
+    header.session_id = session_id
+    header.first_sequence = first_sequence
+    header.acknowledged_below = acknowledged_below
+    _sealed(block)
+    return 0
 
 
 def stamp_block(bytes block not None, uint64_t session_id, uint64_t first_sequence,
@@ -215,13 +234,7 @@ def stamp_block(bytes block not None, uint64_t session_id, uint64_t first_sequen
     cdef BlockHeader* header = <BlockHeader*>PyBytes_AS_STRING(block)
     if PyBytes_GET_SIZE(block) < BLOCK_HEADER_BYTES or header.kind != BLOCK_COMMANDS or header.session_id:
         raise ValueError("only a block that pack_commands has made can be stamped, and only once")
-    if header.command_count > _UINT64_MAX - first_sequence:
-        raise ValueError(f"{header.command_count} commands from sequence {first_sequence} pass the last sequence "
-                         f"number {_UINT64_MAX}")
-    header.session_id = session_id
-    header.first_sequence = first_sequence
-    header.acknowledged_below = acknowledged_below
-    _sealed(block)
+    _stamp(block, session_id, first_sequence, acknowledged_below)
 
 
 def build_block(commands, uint64_t session_id, uint64_t first_sequence, uint64_t acknowledged_below=0) -> bytes:
@@ -230,8 +243,9 @@ def build_block(commands, uint64_t session_id, uint64_t first_sequence, uint64_t
     The client declares that it has the results of every sequence below `acknowledged_below`. Raises what
     `pack_commands` and `stamp_block` raise, and OverflowError for a number that is no uint64.
     """
-    block, _ = pack_commands(commands)
-    stamp_block(block, session_id, first_sequence, acknowledged_below)
+    cdef Py_ssize_t longest
+    cdef bytes block = _packed(commands, &longest)
+    _stamp(block, session_id, first_sequence, acknowledged_below)
     return block
 
 
