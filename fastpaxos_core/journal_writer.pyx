@@ -20,68 +20,10 @@ from fastpaxos_core.journal cimport JournalWrite
 from fastpaxos_core.errors import ConfigError, InvariantError
 
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_t:
-        pass
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
-    int pthread_create(pthread_t* thread, const void* attributes, void* (*start)(void*) noexcept nogil, void* argument)
-    int pthread_join(pthread_t thread, void** result)
-    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
-    int pthread_cond_init(pthread_cond_t* condition, const void* attributes)
-    int pthread_cond_destroy(pthread_cond_t* condition)
-    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
-    int pthread_cond_signal(pthread_cond_t* condition)
-
-cdef extern from "<signal.h>" nogil:
-    ctypedef struct sigset_t:
-        pass
-    int SIG_SETMASK
-    int sigfillset(sigset_t* signals)
-    int pthread_sigmask(int how, const sigset_t* signals, sigset_t* old)
-
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void* iov_base
-        size_t iov_len
-    ssize_t pwritev(int descriptor, const iovec* parts, int count, int64_t offset)
-
-cdef extern from "<fcntl.h>" nogil:
-    int AT_FDCWD, O_RDWR, O_RDONLY, O_CREAT, O_TRUNC, O_CLOEXEC, O_DIRECTORY
-    int openat(int directory, const char* path, int flags, ...)
-    int fallocate(int descriptor, int mode, int64_t offset, int64_t size)
-
-cdef extern from "<unistd.h>" nogil:
-    int close(int descriptor)
-    int fsync(int descriptor)
-    int fdatasync(int descriptor)
-    int ftruncate(int descriptor, int64_t size)
-    int unlinkat(int directory, const char* path, int flags)
-    ssize_t read(int descriptor, void* data, size_t size)
-    ssize_t write(int descriptor, const void* data, size_t size)
-
-cdef extern from "<stdio.h>" nogil:
-    int renameat(int old_directory, const char* old, int new_directory, const char* new)
-
-cdef extern from "<sys/eventfd.h>" nogil:
-    int EFD_CLOEXEC, EFD_NONBLOCK
-    int eventfd(unsigned int value, int flags)
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        int64_t tv_sec
-        int64_t tv_nsec
-    int CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec* now)
-
-
 cdef enum:
     IOV_MAX = 1024                  # parts that one pwritev takes (Linux)
+    CACHED_BYTES_MAX = 1048576      # of what is on the disk; more is given back to the page cache
+    UNWRITTEN_BYTES_MAX = 8388608   # without syncs, so much is left to the kernel before it is asked to drop the rest
     NAME_BYTES = 64
 
 cdef enum:                          # where an error arose
@@ -132,6 +74,7 @@ cdef struct WriterState:
     int directory                   # used by whoever carries out a job, from here on
     int segment
     char[NAME_BYTES] segment_name
+    uint64_t cached_from            # the page cache was asked to drop the segment's bytes below it
     bint durable
     int error                       # the first error, final
     # Invariant: one of these two is 0. Guarded by lock.
@@ -251,7 +194,29 @@ cdef int enter_segment(WriterState* state, Job* job) noexcept nogil:
             fail(job, STAGE_PREALLOCATE, error)
     if error == 0:
         strncpy(state.segment_name, job.segment_name, NAME_BYTES)
+        state.cached_from = job.offset
     return error
+
+
+cdef int give_back(WriterState* state, uint64_t end) noexcept nogil:
+    """Let the page cache drop what is on the disk: it is rarely read again, and its pages are the next to write to.
+
+    A journal that only grows in memory takes new pages all the time, which crowds out what others keep there, and on
+    virtual machines costs more than the write itself. Without syncs, the kernel is told to begin with what is new, and
+    drops what it has written of what is old. An advice cannot fail in a way that matters.
+    """
+    if end < state.cached_from + CACHED_BYTES_MAX:
+        return 0
+    if state.durable:
+        posix_fadvise(state.segment, <int64_t>state.cached_from, <int64_t>(end - state.cached_from),
+                      POSIX_FADV_DONTNEED)
+    else:
+        sync_file_range(state.segment, <int64_t>state.cached_from, <int64_t>(end - state.cached_from),
+                        SYNC_FILE_RANGE_WRITE)
+        if end > UNWRITTEN_BYTES_MAX:
+            posix_fadvise(state.segment, 0, <int64_t>(end - UNWRITTEN_BYTES_MAX), POSIX_FADV_DONTNEED)
+    state.cached_from = end
+    return 0
 
 
 cdef int carry_out(WriterState* state, Job* job) noexcept nogil:
@@ -270,6 +235,8 @@ cdef int carry_out(WriterState* state, Job* job) noexcept nogil:
         if fdatasync(state.segment) != 0:
             error = fail(job, STAGE_SYNC, errno)
         job.sync_ns = monotonic_ns() - started
+    if error == 0:
+        give_back(state, job.offset + job_bytes(job))
     state.error = error
     return error
 

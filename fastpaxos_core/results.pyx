@@ -310,16 +310,13 @@ def decode_results(bytes blob not None, uint32_t count) -> list:
 cdef class UniformResults:
     """The results of a block, all bytes and of one length: a read-only sequence that makes each object when asked.
 
-    Comes from `view_results`. Ownership: holds the whole blob as long as it lives.
+    Comes from `view_results`; one that does not is empty. Ownership: holds the whole blob as long as it lives.
     """
 
     cdef bytes _blob
     cdef const uint8_t* _payload
     cdef Py_ssize_t _count
     cdef Py_ssize_t _length
-
-    def __init__(self):
-        raise TypeError("UniformResults comes from view_results")
 
     def __len__(self) -> int:
         return self._count

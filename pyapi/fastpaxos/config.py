@@ -151,7 +151,7 @@ class NodeConfig:
     apply_slice_ms: int = 2
     """How long the state machine may work before the loop looks at the network again. One call is never cut short."""
 
-    window_slots: int = 65_536
+    window_slots: int = 262_144
     """Slots above commit_index that may be in flight; a power of two, 1,024 or more."""
 
     window_bytes: int = 64 * MIB

@@ -137,7 +137,7 @@ def test_bad_clusters_are_refused(text: str, message: str) -> None:
         ({"apply_slice_ms": 51}, "apply_slice_ms 51 exceeds heartbeat_interval_ms 50"),
         ({"window_slots": 65535}, "window_slots is 65535; use a power of two"),
         ({"window_slots": 512}, "window_slots is 512"),
-        ({"commands_per_block_max": 16385}, "is 16385 but may be at most window_slots / 4 = 16384"),
+        ({"commands_per_block_max": 65537}, "is 65537 but may be at most window_slots / 4 = 65536"),
         ({"command_bytes_max": 1 << 20}, "command_bytes_max is 1048576 but may be at most block_bytes_max less 4 KiB"),
         ({"block_bytes_max": 9 << 20}, "block_bytes_max is 9437184 but may be at most frame_body_bytes_max = 8388608"),
         ({"inflight_bytes_per_session": 1000}, "raise inflight_bytes_per_session"),
