@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -35,10 +36,13 @@ class Result(NamedTuple):
 def execute(command: Sequence[str]) -> Result:
     """Run a command to its end. When this program is interrupted, the command is too, once, and cleans up first."""
     # A session of its own: Ctrl-C reaches only this program, and the command gets one signal and not two.
+    environment = child_environment()
+    # Scripts of this folder import their neighbours.
+    environment["PYTHONPATH"] += os.pathsep + str(ROOT / "bench")
     with subprocess.Popen(
         command,
         cwd=ROOT,
-        env=child_environment(),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,6 +14,7 @@ write. `fastpaxos.errors` draws the tree of errors; `fastpaxos.kv` is a ready ke
 
 from __future__ import annotations
 
+from fastpaxos.answers import Results
 from fastpaxos.blocking import BlockingClient
 from fastpaxos.client import Client
 from fastpaxos.config import NodeConfig
@@ -73,6 +74,7 @@ __all__ = [
     "Rejected",
     "ResultBlob",
     "ResultGone",
+    "Results",
     "SessionExpired",
     "StateMachine",
     "TooLarge",

@@ -217,18 +217,19 @@ class Client:
         if type(command) is not bytes:
             command = as_bytes(command)
         future: asyncio.Future[bytes] = loop.create_future()
-        block = self._queue.open
-        if block is None or not block.add(command, future, deadline_ns):
-            self._session.submit(command, future, deadline_ns)
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            loop.call_soon(self._flush)
+        self.submit_for(future, command, deadline_ns)
         return future
 
     def submit_for(self, waiter: Any, command: bytes, deadline_ns: int) -> None:
-        """Like `submit`, for a future that the caller brings: an object with `done`, `set_result`, `set_exception`."""
-        self._session.submit(command, waiter, deadline_ns)
-        self._schedule_flush()
+        """Like `submit`, for a future that the caller brings: an object with `done`, `set_result`, `set_exception`.
+
+        `command` is a bytes object, `deadline_ns` a time of the monotonic clock.
+        """
+        block = self._queue.open
+        if block is None or not block.add(command, waiter, deadline_ns):
+            self._session.submit(command, waiter, deadline_ns)
+        if not self._flush_scheduled:
+            self._schedule_flush()
 
     def check_command_bytes(self, size: int) -> None:
         """Raise TooLarge if a command of `size` bytes does not fit."""

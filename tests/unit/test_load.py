@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastpaxos.cli.load import AnsweredCommands, Load, LoadPlan, LoadResult
+from fastpaxos.cli.load import COMMAND_CHARGE_BYTES, AnsweredCommands, Load, LoadPlan, LoadResult
 from fastpaxos.errors import CommandError, OutcomeUnknown
 
 SECOND = 1_000_000_000
@@ -32,10 +32,12 @@ class FakeClient:
 
     @property
     def room_bytes(self) -> int:
-        return 1 << 20 if self.unanswered < self.room else 0
+        # What the load takes one command of 8 bytes to need.
+        return (self.room - self.unanswered) * (40 + 8 + COMMAND_CHARGE_BYTES)
 
-    def submit(self, command: bytes) -> asyncio.Future[bytes]:
-        loop = asyncio.get_running_loop()
+    def submit_for(self, waiter: Any, command: bytes, deadline_ns: int) -> None:
+        assert deadline_ns > time.monotonic_ns()
+        assert not waiter.done()
         self.calls += 1
         self.unanswered += 1
         self.unanswered_max = max(self.unanswered, self.unanswered_max)
@@ -43,13 +45,12 @@ class FakeClient:
             self.ready_at = time.monotonic() + self.hang_s
             if self.blocks_loop:
                 time.sleep(self.hang_s)
-        future: asyncio.Future[bytes] = loop.create_future()
-        loop.call_later(max(0.0, self.ready_at - time.monotonic()), self.answer, future)
-        return future
+        pause = max(0.0, self.ready_at - time.monotonic())
+        asyncio.get_running_loop().call_later(pause, self.answer, waiter)
 
-    def answer(self, future: asyncio.Future[bytes]) -> None:
+    def answer(self, waiter: Any) -> None:
         self.unanswered -= 1
-        future.set_result(b"")
+        waiter.set_result(b"")
 
 
 def run(client: Any, plan: LoadPlan) -> Load:
@@ -101,8 +102,8 @@ def test_arrivals_come_from_the_seed() -> None:
 
 def test_errors_are_counted_and_no_latency() -> None:
     class Broken(FakeClient):
-        def answer(self, future: asyncio.Future[bytes]) -> None:
-            future.set_exception(OutcomeUnknown("gone"))
+        def answer(self, waiter: Any) -> None:
+            waiter.set_exception(OutcomeUnknown("gone"))
 
     load = run(Broken(), open_load(100))
     assert load.result.errors >= 49

@@ -32,8 +32,10 @@ REFUSED_PAUSE_S = 0.01
 SAMPLES_HELD_MAX = 10_000
 GAPS_DRAWN = 4_096
 BURST_MAX = 1_000
+TURN_BATCHES = 64
 ROOM_PAUSE_NS = 1_000_000
 NS_PER_S = 1_000_000_000
+DEADLINE_NS = int(TIMEOUT_S) * NS_PER_S
 COMMAND_CHARGE_BYTES = 68
 INFLIGHT_BYTES, INFLIGHT_BYTES_MAX = 8 << 20, (1 << 31) - 1
 
@@ -201,7 +203,7 @@ class Load:
         `BURST_MAX` batches, however late they are: answers must not wait for the load.
         """
         clock, end, plan = time.monotonic_ns, self.answered.end_ns, self.plan
-        block_bytes = len(pack_commands(self._lists[0])[0])
+        block_bytes = len(pack_commands(self._lists[0])[0]) + COMMAND_CHARGE_BYTES
         due_times = self._due_times(clock())
         due = next(due_times)
         waiting: deque[int] = deque()
@@ -213,8 +215,10 @@ class Load:
             while due <= now and due < end and len(waiting) < BURST_MAX:
                 waiting.append(due)
                 due = next(due_times)
-            while waiting and (client := clients[number % plan.clients]).room_bytes >= block_bytes:
-                self._hand_over(client, number, waiting.popleft())
+            while waiting and (room_bytes := (client := clients[number % plan.clients]).room_bytes) >= block_bytes:
+                # A few to each client in turn, so that its room is asked for rarely.
+                for _ in range(min(len(waiting), TURN_BATCHES, room_bytes // block_bytes)):
+                    self._hand_over(client, number, waiting.popleft())
                 number += 1
             pause_ns = ROOM_PAUSE_NS if waiting or due >= end else due - clock()
             await asyncio.sleep(max(0, pause_ns) / NS_PER_S)
@@ -237,23 +241,36 @@ class Load:
 
     def _hand_over(self, client: Client, number: int, due: int) -> None:
         commands = self._lists[number % COMMAND_LISTS]
-        future: asyncio.Future[Any]
+        self._unanswered += 1
         if self.plan.batch == 1:
-            future = client.submit(commands[0])  # no task for each: one process must keep up with a fast cluster
+            # Neither task nor future for each: one process must keep up with a fast cluster.
+            client.submit_for(_Arrival(self, due), commands[0], due + DEADLINE_NS)
         else:
             future = asyncio.ensure_future(client.execute_many(commands))
-        self._unanswered += 1
-        future.add_done_callback(partial(self._take_answer, due))
+            future.add_done_callback(partial(self._take_future, due))
 
-    def _take_answer(self, due: int, future: asyncio.Future[Any]) -> None:
+    def _take_future(self, due: int, future: asyncio.Future[Any]) -> None:
+        error = future.exception()
+        if isinstance(error, Exception):
+            self.take_failure(error)
+        else:
+            self.take_answer(due)
+
+    def take_failure(self, error: Exception) -> None:
+        """A batch failed."""
+        self._settle_one()
+        if not isinstance(error, FastPaxosError):
+            raise error
+        self._fail(error)
+
+    def _settle_one(self) -> None:
         self._unanswered -= 1
         if not self._unanswered:
             self._none_unanswered.set()
-        try:
-            future.result()
-        except FastPaxosError as error:
-            self._fail(error)
-            return
+
+    def take_answer(self, due: int) -> None:
+        """A batch that was due then is answered now."""
+        self._settle_one()
         now = time.monotonic_ns()
         answered = self.answered
         if now >= answered.until_ns:
@@ -274,6 +291,25 @@ class Load:
     def _record(self) -> None:
         self.histogram.record(self._samples)
         self._samples.clear()
+
+
+class _Arrival:
+    """Waits for one command of an open load."""
+
+    __slots__ = ("due", "load")
+
+    def __init__(self, load: Load, due: int) -> None:
+        self.load = load
+        self.due = due
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: bytes) -> None:
+        self.load.take_answer(self.due)
+
+    def set_exception(self, error: Exception) -> None:
+        self.load.take_failure(error)
 
 
 async def run_load(plan: LoadPlan) -> LoadResult:
