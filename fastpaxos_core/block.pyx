@@ -126,7 +126,8 @@ cdef object _commands_as_bytes(object commands):
     for index, command in enumerate(commands):
         if not isinstance(command, (bytes, bytearray, memoryview)):
             raise TypeError(f"command {index} is {type(command).__name__}, it must be bytes, bytearray or memoryview")
-        converted.append(bytes(command))
+        # Not bytes(command): a subclass may answer that with anything.
+        converted.append(bytes(memoryview(command)))
     return converted
 
 
@@ -156,10 +157,10 @@ def longest_command(list commands not None) -> int:
     return longest
 
 
-cdef bytes _packed(object commands, Py_ssize_t* longest_out):
+cdef bytes _packed(object commands, uint64_t bytes_max, Py_ssize_t* count_out, Py_ssize_t* longest_out):
     cdef PyObject** items
     cdef Py_ssize_t count, i, shortest, longest
-    cdef uint64_t payload_bytes
+    cdef uint64_t payload_bytes, block_bytes
     cdef bytes block
     cdef char* lengths
     cdef char* payload
@@ -169,12 +170,16 @@ cdef bytes _packed(object commands, Py_ssize_t* longest_out):
     if not _measure(PySequence_Fast_ITEMS(commands), PySequence_Fast_GET_SIZE(commands), &payload_bytes, &shortest,
                     &longest):
         commands = _commands_as_bytes(commands)
-        _measure(PySequence_Fast_ITEMS(commands), PySequence_Fast_GET_SIZE(commands), &payload_bytes, &shortest,
-                 &longest)
+        if not _measure(PySequence_Fast_ITEMS(commands), PySequence_Fast_GET_SIZE(commands), &payload_bytes, &shortest,
+                        &longest):
+            raise TypeError("the commands are no bytes")
     items = PySequence_Fast_ITEMS(commands)
     count = PySequence_Fast_GET_SIZE(commands)
     if count == 0:
         raise ValueError("a block needs at least one command")
+    block_bytes = BLOCK_HEADER_BYTES + payload_bytes + (0 if shortest == longest else 4 * <uint64_t>count)
+    if block_bytes > bytes_max:
+        raise OverflowError(f"{count} commands make a block of {block_bytes} bytes; at most {bytes_max} fit into one")
     # No Python code runs between the pass above and the one below, so the items cannot change in between.
     block = _new_block(BLOCK_COMMANDS, BLOCK_UNIFORM_LENGTH if shortest == longest else 0, <uint64_t>count,
                        payload_bytes, 0, 0, 0)
@@ -197,19 +202,21 @@ cdef bytes _packed(object commands, Py_ssize_t* longest_out):
             memcpy(payload, PyBytes_AS_STRING(<object>items[i]), length)
             lengths += 4
             payload += length
+    count_out[0] = count
     longest_out[0] = longest
     return block
 
 
-def pack_commands(commands) -> tuple[bytes, int]:
-    """Return a block of client commands that still needs `stamp_block`, and the bytes of its longest command.
+def pack_commands(commands, uint64_t bytes_max=0xFFFFFFFFFFFFFFFF) -> tuple[bytes, int, int]:
+    """Return a block of client commands that still needs `stamp_block`, how many there are, and the longest's bytes.
 
     `commands` is a sequence of bytes-like objects; a list or tuple of bytes is the fast path. Raises TypeError for a
-    command that is not bytes-like, ValueError for no commands and for a block above 2**32 - 1 bytes.
+    command that is not bytes-like, ValueError for no commands and for a block above 2**32 - 1 bytes, OverflowError for
+    one above `bytes_max` bytes, before anything is copied.
     """
-    cdef Py_ssize_t longest
-    block = _packed(commands, &longest)
-    return block, longest
+    cdef Py_ssize_t count, longest
+    block = _packed(commands, bytes_max, &count, &longest)
+    return block, count, longest
 
 
 cdef int _stamp(bytes block, uint64_t session_id, uint64_t first_sequence, uint64_t acknowledged_below) except -1:
@@ -243,8 +250,8 @@ def build_block(commands, uint64_t session_id, uint64_t first_sequence, uint64_t
     The client declares that it has the results of every sequence below `acknowledged_below`. Raises what
     `pack_commands` and `stamp_block` raise, and OverflowError for a number that is no uint64.
     """
-    cdef Py_ssize_t longest
-    cdef bytes block = _packed(commands, &longest)
+    cdef Py_ssize_t count, longest
+    cdef bytes block = _packed(commands, _UINT64_MAX, &count, &longest)
     _stamp(block, session_id, first_sequence, acknowledged_below)
     return block
 

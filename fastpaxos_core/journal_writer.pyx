@@ -235,7 +235,8 @@ cdef int carry_out(WriterState* state, Job* job) noexcept nogil:
         if fdatasync(state.segment) != 0:
             error = fail(job, STAGE_SYNC, errno)
         job.sync_ns = monotonic_ns() - started
-    if error == 0:
+    # Without syncs the advice may wait for the disk, which only the thread may do.
+    if error == 0 and (state.durable or state.busy):
         give_back(state, job.offset + job_bytes(job))
     state.error = error
     return error

@@ -318,6 +318,10 @@ cdef class UniformResults:
     cdef Py_ssize_t _count
     cdef Py_ssize_t _length
 
+    def __reduce__(self):
+        # The pointer into the blob means nothing elsewhere.
+        return (view_results, (self._blob, self._count)) if self._count else (UniformResults, ())
+
     def __len__(self) -> int:
         return self._count
 

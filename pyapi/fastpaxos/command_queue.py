@@ -80,7 +80,8 @@ class CommandQueue:
     @property
     def charge(self) -> int:
         """Bytes held, with what each command costs beside its own bytes."""
-        return self._closed_charge if self.open is None else self._closed_charge + self.open.charge
+        block = self.open
+        return self._closed_charge if block is None else self._closed_charge + block.charge
 
     def add(self, command: bytes, waiter: Any, deadline_ns: int, room_bytes: int = NEVER_NS) -> None:
         """Append one command. Others may join it without asking here while they charge no more than is left of
@@ -228,7 +229,7 @@ def as_bytes(command: object) -> bytes:
     if type(command) is bytes:
         return command
     if isinstance(command, bytes | bytearray | memoryview):
-        return bytes(command)
+        return bytes(memoryview(command))  # not bytes(command): a subclass may answer that with anything
     raise TypeError(f"a command must be bytes, not {type(command).__name__}; encode it first")
 
 

@@ -277,7 +277,8 @@ class Driver:
             else:
                 begun = run
             if isinstance(begun, BatchRun):
-                run = begun
+                if run is None:
+                    run, now_ns = begun, clock_ns()  # beginning may have taken a while
                 results = run.step(clock_ns, max(1, deadline_ns - now_ns))
                 if results is None:
                     self._run = run

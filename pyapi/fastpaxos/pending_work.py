@@ -103,9 +103,13 @@ class PendingWork:
 
         Failed commands have a CommandError in it. Raises Busy, TooLarge, Closed, ValueError for an empty list.
         """
-        packed, longest = pack_commands(commands)
+        self.check_room(0)
+        try:
+            packed, count, longest = pack_commands(commands, self.queue.limits.block_bytes_max)
+        except OverflowError as error:
+            raise TooLarge(str(error)) from None
         self.check_room(len(packed))
-        self.queue.add_packed(packed, len(commands), longest, waiter, deadline_ns)
+        self.queue.add_packed(packed, count, longest, waiter, deadline_ns)
 
     def query(self, request: bytes, waiter: Any, deadline_ns: int) -> None:
         """Ask a linearizable read. Raises Busy, TooLarge, Closed."""

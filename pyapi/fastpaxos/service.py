@@ -35,6 +35,7 @@ CONTROL = int(FrameType.CONTROL)
 
 NS_PER_MS = 1_000_000
 NONCE_BYTES = 16
+WAITING_CHARGE = 256  # what a block that waits takes beside its bytes
 
 # What waits: (connection, request id, what, detail). `what` is one of these.
 WAIT_BLOCK = 0  # detail: session id and first sequence, as they stand in the block
@@ -89,7 +90,6 @@ class ClientService:
         self._outgoing: dict[ClientConnection, list[bytes]] = {}
         self._paused: dict[ClientConnection, None] = {}  # in the order in which they are served again
         self._waiting: deque[tuple[ClientConnection, int, bytes, bytes]] = deque()
-        self._waiting_of: dict[ClientConnection, int] = {}
         self._waiting_bytes = 0
 
     # Requests
@@ -115,7 +115,8 @@ class ClientService:
             status = NOT_READY
         elif connection.inflight_bytes and connection.inflight_bytes + size > self._config.inflight_bytes_per_session:
             status = BUSY
-        elif connection in self._waiting_of:
+        elif self._waiting:
+            # Nobody overtakes: not within a session, whatever its connections are, and not between clients.
             status = self._let_wait(connection, request_id, key, block)
         else:
             status = replica.submit(block, (connection, request_id, WAIT_BLOCK, key))
@@ -135,15 +136,16 @@ class ClientService:
         leader = self._leader_hint(status)
         self._send(connection, self.writer.reply(session_id, first_sequence, request_id, 0, status, leader, 0)[0])
 
-    # Blocks that the window has no room for. Those that one read of a client brought wait here, in order, and nothing
-    # more is read from it: being sent away costs a client a pause of many round trips.
+    # Blocks that the window has no room for. What one read of a client brought waits here, in order, and nothing more
+    # is read from it: being sent away costs a client a pause of many round trips.
 
     def _let_wait(self, connection: ClientConnection, request_id: int, key: bytes, block: bytes) -> int:
-        if self._waiting_bytes + len(block) > self._config.window_bytes:
+        charge = len(block) + WAITING_CHARGE
+        # More would take longer than clients are patient with a node that says nothing.
+        if self._waiting and self._waiting_bytes + charge > self._config.window_bytes // 4:
             return BUSY
         self._waiting.append((connection, request_id, key, block))
-        self._waiting_of[connection] = self._waiting_of.get(connection, 0) + 1
-        self._waiting_bytes += len(block)
+        self._waiting_bytes += charge
         self._pause(connection)
         return OK
 
@@ -164,12 +166,7 @@ class ClientService:
                     self._refuse_block(connection, request_id, key, status)
                 self.changed()
             waiting.popleft()
-            self._waiting_bytes -= len(block)
-            left = self._waiting_of[connection] - 1
-            if left:
-                self._waiting_of[connection] = left
-            else:
-                del self._waiting_of[connection]
+            self._waiting_bytes -= len(block) + WAITING_CHARGE
 
     def _take_query(self, connection: ClientConnection, frame: Frame) -> None:
         query = parse_query(frame)

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 NS_PER_MS = 1_000_000
 # A journal write that takes longer than this many election timeouts is taken for a hung disk.
 DISK_PATIENCE_TIMEOUTS = 3
+# A candidate that lags by more lets another one lead.
+LAG_SLOTS_MAX = 65_536
 
 
 class Switchboard:
@@ -82,7 +84,7 @@ class Switchboard:
             phase2_quorum=self.config.phase2_size,
             heartbeat_interval_ms=self.config.heartbeat_interval_ms,
             election_timeout_ms=self.config.election_timeout_ms,
-            lag_slots_max=self.config.window_slots,
+            lag_slots_max=min(self.config.window_slots, LAG_SLOTS_MAX),
             random=random,
             now_ns=self._clock_ns(),
         )

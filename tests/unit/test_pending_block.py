@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from asyncio import AbstractEventLoop, Future, new_event_loop
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -94,8 +96,10 @@ def test_longest_command_finds_what_is_no_bytes_object() -> None:
 
 @pytest.mark.parametrize("commands", [[b""], [b"0123456789abcdef"] * 3, [b"ab", b"cd"], [b"a", b"", b"ccc"]])
 def test_a_packed_block_is_stamped_once(commands: list[bytes]) -> None:
-    packed, longest = pack_commands(commands)
-    assert longest == max(map(len, commands))
+    packed, count, longest = pack_commands(commands, len(build_block(commands, 1, 1)))
+    assert (count, longest) == (len(commands), max(map(len, commands)))
+    with pytest.raises(OverflowError, match=f"make a block of {len(packed)} bytes"):
+        pack_commands(commands, len(packed) - 1)
     stamp_block(packed, 7, 11, 5)
     assert packed == build_block(commands, 7, 11, 5)
     view = BlockView(packed)
@@ -106,7 +110,7 @@ def test_a_packed_block_is_stamped_once(commands: list[bytes]) -> None:
 
 
 def test_a_block_cannot_pass_the_last_sequence() -> None:
-    packed, _ = pack_commands([b"a", b"b"])
+    packed, _, _ = pack_commands([b"a", b"b"])
     with pytest.raises(ValueError, match="pass the last sequence"):
         stamp_block(packed, 7, (1 << 64) - 2)
 
@@ -138,6 +142,28 @@ def test_uniform_results_are_made_when_asked_for() -> None:
             view[index]
     assert len(UniformResults()) == 0
     assert view_results(encode_results([b"a", b"bc"]), 2) == [b"a", b"bc"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_results_can_be_copied_and_sent_elsewhere(copied: Callable[[Any], Any]) -> None:
+    values = [b"ab", b"cd", b"ef"]
+    for results in (view_results(encode_results(values), 3), Results([view_results(encode_results(values), 3)])):
+        another = copied(results)
+        assert type(another) is type(results)
+        assert list(another) == values
+    assert list(copied(UniformResults())) == []
+
+
+def test_a_subclass_of_bytes_cannot_answer_with_what_it_likes() -> None:
+    class Odd(bytes):
+        def __bytes__(self) -> Odd:
+            return self
+
+    commands = [Odd(b"x" * 100), b"y", Odd(b"")]
+    expected = [b"x" * 100, b"y", b""]
+    assert list(BlockView(build_block(commands, 1, 1))) == expected
+    whole, longest = as_commands(commands)
+    assert (whole, longest, {type(each) for each in whole}) == (expected, 100, {bytes})
 
 
 def test_results_of_many_blocks_are_one_sequence() -> None:

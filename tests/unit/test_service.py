@@ -278,16 +278,37 @@ def test_blocks_that_wait_are_refused_when_leadership_ends_and_dropped_when_thei
     assert (world.client.inflight_bytes, world.client.is_held, other.writes) == (0, False, [])
 
 
-def test_more_than_the_window_holds_does_not_wait() -> None:
-    world = World(window_bytes=4 * MIB)
+def test_nobody_overtakes_a_block_that_waits_and_the_newest_connection_gets_the_answer() -> None:
+    world = World()
+    again = Client()
+    world.replica.status = ReplyStatus.BUSY
+    world.take(BLOCK, 1)
+    # Its client has left, which nobody can see yet, and sends it again. There is room by now.
+    world.replica.status = ReplyStatus.OK
+    world.replica.taken.clear()
+    world.take(BLOCK, 2, again)
+    assert world.replica.taken == []
+    world.service.flush()
+    assert [taken[1] for taken in world.replica.taken] == [BLOCK, BLOCK]
+    # The core answers the last one that asked.
+    world.replica.replies.append((world.replica.taken[-1][2], 0, 5, 1, 1, 77, b""))
+    world.service.answer_blocks()
+    world.service.flush()
+    (reply,) = map(parse_reply, again.frames())
+    assert (reply.status, reply.request_id) == (ReplyStatus.OK, 2)
+    assert (again.inflight_bytes, world.client.writes) == (0, [])
+
+
+def test_more_than_a_quarter_of_the_window_does_not_wait() -> None:
+    world = World(window_bytes=8 * MIB)
     world.replica.status = ReplyStatus.BUSY
     large = build_block([bytes(900_000)], 5, 1)
-    for number in range(5):
+    for number in range(3):
         world.take(large, number, Client())
     world.service.flush()
     (last,) = (client for client in world.others if client.writes)
     (reply,) = map(parse_reply, last.frames())
-    assert (reply.status, reply.request_id) == (ReplyStatus.BUSY, 4)
+    assert (reply.status, reply.request_id) == (ReplyStatus.BUSY, 2)
 
 
 def test_clients_are_held_while_the_window_fills() -> None:
