@@ -8,6 +8,7 @@ import pytest
 
 from fastpaxos.directory import MemoryDirectory
 from fastpaxos_core.block import build_block
+from fastpaxos_core.directory import perform
 from fastpaxos_core.journal import Journal
 
 SEGMENT_BYTES = 16 << 20
@@ -16,16 +17,6 @@ RECOVERED_WRITES = 200
 
 def journal_of(directory: MemoryDirectory, boot: int = 1) -> tuple[Journal, Any]:
     return Journal.open(directory, node_id=1, incarnation=7, boot=boot, segment_bytes=SEGMENT_BYTES)
-
-
-def carry_out(directory: MemoryDirectory, write: Any) -> None:
-    if write.new_segment is not None:
-        name, header, size = write.new_segment
-        directory.create(name, size)
-        directory.write(name, 0, [header])
-        directory.sync(name)
-        directory.sync_directory()
-    directory.write(write.segment_name, write.offset, write.buffers)
 
 
 @pytest.mark.benchmark(group="journal encode")
@@ -62,7 +53,7 @@ def bench_journal_recover(benchmark: Any, count: int) -> None:
         journal.append(index * count + 1, (index + 1) * count + 1, 65537, index, block)
         write = journal.seal(65537, index * count)
         assert write is not None
-        carry_out(directory, write)
+        perform(directory, write)
         directory.sync(write.segment_name)
         journal.synced(write.ticket)
     boot = 1

@@ -15,6 +15,7 @@ from fastpaxos.directory import MemoryDirectory
 from fastpaxos.statemachine import ApplyContext
 from fastpaxos_core import build_info
 from fastpaxos_core.block import BlockView, build_block
+from fastpaxos_core.directory import perform
 from fastpaxos_core.journal import Journal
 from fastpaxos_core.results import decode_results, encode_results, uniform_results
 from fastpaxos_core.sessions import SessionTable, Verdict
@@ -95,14 +96,7 @@ def written_journal(commands: int, writes: int) -> MemoryDirectory:
         write = journal.seal(65537, index * commands)
         if write is None:
             raise ValueError("nothing was sealed")
-        if write.new_segment is not None:
-            name, header, size = write.new_segment
-            directory.create(name, size)
-            directory.write(name, 0, [header])
-            directory.sync(name)
-            directory.sync_directory()
-        directory.write(write.segment_name, write.offset, write.buffers)
-        directory.sync(write.segment_name)
+        perform(directory, write)
         journal.synced(write.ticket)
     return directory
 

@@ -17,6 +17,7 @@ from journal_model import open_journal
 
 MIB = 1 << 20
 SEGMENT_BYTES = 32 * MIB
+WAIT_SECONDS = 20
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -60,7 +61,7 @@ def test_the_page_cache_does_not_keep_a_long_journal(folder: Path, durability: s
             else:
                 writer.submit(write)  # on the loop nobody may wait for the disk in these modes
                 while not writer.completions():
-                    select.select([writer], [], [])
+                    assert select.select([writer], [], [], WAIT_SECONDS)[0], "no completion"
             journal.synced(write.ticket)
             if durability != "fsync" and slot % 8 == 0:
                 os.sync()  # the kernel has had time to write
